@@ -1,0 +1,129 @@
+"""Saving and restoring a run with Orbax: parameters, optimiser, position, and what is needed to use them.
+
+A checkpoint `checkpoints/<step>/` has the items `params`, `ema` (when there is one), `optimizer` and `meta`, so that
+prediction reads the parameters and leaves the rest. `meta` is JSON: the whole configuration (model, preprocessing),
+class names, a digest of the training data, and what had not been logged yet.
+"""
+
+import pathlib
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from vivit_jax import sharding
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: written while training goes on, the oldest removed.
+
+    Args:
+        folder: The workdir; checkpoints are in `folder/checkpoints`.
+        keep: Latest checkpoints to keep.
+        best_metric: Validation metric whose best checkpoint is kept as well; '' keeps the latest only. Losses
+            are best when low, everything else when high.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, *, keep: int = 1, best_metric: str = ''):
+        policies = [checkpoint_managers.LatestN(n=max(keep, 1))]
+        if best_metric:
+            policies.append(
+                checkpoint_managers.BestN(
+                    n=1,
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=best_metric.endswith('loss'),
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._best_metric = best_metric
+        self.folder = pathlib.Path(folder).absolute() / 'checkpoints'
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                create=True,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that are there, in order."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """Returns the last step saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Returns the step that is best by the metric, else the latest one, None if there is none."""
+        scored = {step: self._metric(step) for step in self.steps()} if self._best_metric else {}
+        known = {step: metric for step, metric in scored.items() if metric is not None}
+        if not known:
+            return self.latest_step()
+        best = min if self._best_metric.endswith('loss') else max
+        # Of equal ones the latest, as the manager keeps that one.
+        return best(sorted(known, reverse=True), key=known.__getitem__)
+
+    def _metric(self, step: int) -> float | None:
+        metrics = self._manager.metrics(step)
+        return metrics.get(self._best_metric) if metrics else None
+
+    def save(
+        self,
+        step: int,
+        *,
+        params: Any,
+        ema: Any | None,
+        optimizer: Any,
+        meta: dict[str, Any],
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Starts writing a checkpoint; returns once the arrays may be overwritten.
+
+        A step that is there already is left as it is.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {
+            'params': ocp.args.StandardSave(params),
+            'optimizer': ocp.args.StandardSave(optimizer),
+            'meta': ocp.args.JsonSave(meta),
+        }
+        if ema is not None:
+            items['ema'] = ocp.args.StandardSave(ema)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def wait(self) -> None:
+        """Waits until what was started is written."""
+        self._manager.wait_until_finished()
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Reads the meta of a step."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)['meta']
+
+    def restore(self, step: int, mesh: Mesh, **like: Any) -> dict[str, Any]:
+        """Reads items of a step onto the devices.
+
+        Args:
+            step: Which checkpoint.
+            mesh: Where the arrays go, sharded as `sharding.state_sharding` tells, whatever they were before.
+            **like: For each wanted item a tree of shapes, as `params=jax.eval_shape(…)`.
+        """
+        args = {}
+        for item, tree in like.items():
+            placed = jax.tree.map(
+                lambda array, where: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
+                tree,
+                sharding.state_sharding(mesh, tree),
+            )
+            args[item] = ocp.args.StandardRestore(placed)
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**args)))

@@ -1,0 +1,341 @@
+"""The configuration: every key with its unit and default, sizes by name, and checks that catch slips.
+
+`default_config()` is the paper's recipe for Kinetics-400 with a factorised encoder of size B/16x2. An
+experiment (`configs/NAME.py`) changes values only; it adds no keys.
+"""
+
+import ast
+import difflib
+import pathlib
+import re
+import runpy
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Layers, heads, width, MLP width: Dosovitskiy et al. 2021 (B, L, H), Touvron et al. 2021 (Ti, S).
+SIZES = {
+    'Ti': (12, 3, 192, 768),
+    'S': (12, 6, 384, 1536),
+    'B': (12, 12, 768, 3072),
+    'L': (24, 16, 1024, 4096),
+    'H': (32, 16, 1280, 5120),
+}
+SIZE_FORM = 'SIZE/PATCHxTUBELET[@FRAMES], as B/16x2 or L/14x4@64; sizes: ' + ', '.join(SIZES)
+
+
+# Settings that a run may change when it goes on, since its numbers do not depend on them.
+FREE_TO_CHANGE = (
+    'data.root',
+    'data.threads',
+    'data.workers',
+    'data.prefetch',
+    'data.test_splits',
+    'training.log_every',
+    'evaluation.batch_size',
+    'evaluation.temporal_views',
+    'evaluation.spatial_views',
+    'evaluation.average',
+    'checkpoint.every_steps',
+    'checkpoint.keep',
+    'sharding.fsdp',
+)
+
+
+def default_config() -> ConfigDict:
+    """Returns a locked config with every key there is: the paper's Kinetics-400 recipe, FE-B/16x2."""
+    config = ConfigDict()
+    config.name = 'base'  # experiment; names the default workdir, runs/<name>
+    config.seed = 0  # of parameters, shuffling, augmentation, dropout
+    config.model = _model()
+    config.data = _data()
+    config.training = _training()
+    config.optimizer = _optimizer()
+    config.evaluation = _evaluation()
+    config.checkpoint = _checkpoint()
+    config.sharding = ConfigDict()
+    config.sharding.fsdp = (
+        1  # devices that share one copy of the parameters; 1: a copy on each (data-parallel)
+    )
+    return config.lock()
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    # spatio_temporal | factorised_encoder | factorised_self_attention | factorised_dot_product
+    model.attention = 'factorised_encoder'
+    model.num_layers = 12  # blocks (of the spatial encoder, for factorised_encoder)
+    model.num_heads = 12  # attention heads; divides width
+    model.width = 768  # size of a token
+    model.mlp_dim = 3072  # hidden size of the MLPs
+    model.temporal_layers = 4  # blocks of factorised_encoder's temporal encoder; 0: average the frames
+    model.attention_order = 'space_time'  # factorised_self_attention: space_time | time_space
+    model.embedding = 'tubelet'  # tubelet | uniform_frame_sampling
+    model.tubelet = (2, 16, 16)  # (frames, pixels high, pixels wide)
+    model.sampled_frames = 0  # frames that uniform_frame_sampling keeps; 0: all
+    model.kernel_init = 'central_frame'  # a fresh tubelet kernel: central_frame | average | random
+    model.remainder = 'error'  # tubelets that do not divide the clip: error | crop
+    model.classifier = 'token'  # token | gap | gmp | gsp | first_token
+    model.position_embedding = 'learned'  # learned | sinusoidal_1d | sinusoidal_3d | none
+    model.representation_size = 0  # width of a tanh layer before the head; 0: none
+    model.dropout_rate = 0.0  # probability: tokens, attention output, MLP
+    model.attention_dropout_rate = 0.0  # probability: attention weights
+    model.drop_path_rate = 0.0  # stochastic depth, probability at the last block, rising linearly
+    model.activation = 'gelu_tanh'  # gelu_tanh | gelu_exact
+    model.norm_epsilon = 1e-6  # LayerNorm
+    model.final_norm = True  # LayerNorm at the end of an encoder
+    model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
+    return model
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.source = 'video_files'  # video_files | medmnist | moving_digits
+    data.root = placeholder(str)  # folder that holds the data
+    data.train_split = 'train'
+    data.validation_split = 'validation'  # looked at during training
+    data.test_splits = ('validation',)  # evaluated with all views at the end
+    data.heads = ('label',)  # names of the heads
+    data.num_classes = ()  # classes of each head; (): as the source tells
+    data.frames = 32  # frames of a clip
+    data.stride = 2  # frames from one to the next
+    data.short = 'repeat_last'  # a video shorter than its clip: repeat_last | loop
+    data.short_side = 256  # pixels, to which frames are resized before cropping; 0: not resized
+    data.crop = (224, 224)  # pixels (high, wide)
+    data.channels = 3
+    data.scale_jitter = (0.9, 1.33)  # factors of short_side while training, uniform between
+    data.flip = 0.5  # probability of mirroring left and right
+    data.colour_jitter = 0.8  # probability of changing brightness, saturation, contrast, hue
+    data.colour_drop = 0.1  # probability of grey
+    data.randaugment_layers = 0  # operations a clip; 0: none
+    data.randaugment_magnitude = 0.0  # strength, 0 to 10 as in the original, more as in the paper
+    data.threads = 8  # that read and augment, in each worker
+    data.workers = 0  # processes beside this one; 0: threads of this one suffice
+    data.prefetch = 2  # batches ready on the device
+    data.moving_digits = ConfigDict()
+    data.moving_digits.train_size = 16_384  # clips that count as an epoch
+    data.moving_digits.validation_size = 512  # clips
+    data.moving_digits.test_size = 2_048  # clips
+    data.moving_digits.canvas = 32  # pixels
+    data.medmnist = ConfigDict()
+    data.medmnist.name = 'organ'  # organ | nodule | adrenal | fracture | vessel | synapse
+    data.medmnist.size = 28  # voxels along an axis: 28 | 64
+    return data
+
+
+def _training() -> ConfigDict:
+    training = ConfigDict()
+    training.epochs = 30.0  # passes over the training split
+    training.steps = 0  # instead of epochs, where not 0
+    training.batch_size = 64  # clips, over all devices
+    training.loss = 'softmax'  # softmax | sigmoid (several labels an example)
+    training.label_smoothing = 0.0  # share of the target spread over all classes
+    training.mixup_alpha = 0.0  # of the Beta distribution; 0: none
+    training.ema_decay = 0.0  # moving average of the parameters, evaluated instead of them; 0: none
+    training.log_every = 50  # steps
+    return training
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
+    optimizer.name = 'momentum'  # momentum | adam | adamw
+    optimizer.learning_rate = 0.1  # at its highest
+    optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | constant
+    optimizer.warmup_epochs = 2.5  # linear, from 0
+    optimizer.warmup_steps = 0  # instead of warmup_epochs, where not 0
+    optimizer.momentum = 0.9
+    optimizer.b1 = 0.9  # adam
+    optimizer.b2 = 0.999  # adam
+    optimizer.epsilon = 1e-8  # adam
+    optimizer.max_grad_norm = 1.0  # gradient clipped to this global norm; 0: not
+    optimizer.weight_decay = 0.0
+    optimizer.weight_decay_mode = (
+        'decoupled'  # decoupled (from the gradient, times the rate) | l2 (added to it)
+    )
+    optimizer.weight_decay_mask = 'kernels'  # kernels | matrices (more than one axis) | all
+    return optimizer
+
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.every_epochs = 1.0  # one view of the validation split
+    evaluation.every_steps = 0  # instead of every_epochs, where not 0
+    evaluation.batch_size = 64  # clips (views count), over all devices
+    evaluation.temporal_views = 4  # clips of a test video
+    evaluation.spatial_views = 3  # crops of each: 1 | 3
+    evaluation.average = 'logits'  # what is averaged over the views: logits | softmax
+    return evaluation
+
+
+def _checkpoint() -> ConfigDict:
+    checkpoint = ConfigDict()
+    checkpoint.every_steps = 1_000  # besides every evaluation
+    checkpoint.keep = 1  # latest ones
+    checkpoint.best_metric = ''  # also keep, and use at the end, the best by this validation metric, as top_1
+    return checkpoint
+
+
+def apply_size(config: ConfigDict, text: str) -> ConfigDict:
+    """Sets the model's size from a name such as 'B/16x2', and says so in the experiment's name.
+
+    Args:
+        config: Changed in place.
+        text: `SIZE/PATCHxTUBELET`, as 'L/16x2': layers and widths of L, patches of 16 pixels, tubelets of 2
+            frames; `@FRAMES` after it sets the clip's frames, as in the paper's ablation of frames against
+            tubelet length at a constant number of tokens: B/16x2@32, B/16x4@64, B/16x8@128.
+
+    Returns:
+        The same config.
+
+    Raises:
+        ValueError: If the text has another form or the size is unknown.
+    """
+    match = re.fullmatch(r'(\w+)/(\d+)x(\d+)(?:@(\d+))?', text)
+    if not match or match[1] not in SIZES or '0' in match.groups():
+        raise ValueError(f'size {text!r} of config {config.name!r}: write {SIZE_FORM}')
+    size, patch, tube, frames = match.groups()
+    model = config.model
+    model.num_layers, model.num_heads, model.width, model.mlp_dim = SIZES[size]
+    model.tubelet = (int(tube), int(patch), int(patch))
+    if frames:
+        config.data.frames = int(frames)
+    config.name = f'{config.name}_{text}'.replace('/', '').replace('@', 'f')
+    return config
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """Reads an experiment's file and changes single values.
+
+    Args:
+        spec: `FILE` or `FILE:ARGUMENT`; the file defines `get_config()` or `get_config(argument)`.
+        overrides: New values as text by key, as `{'model.width': '96', 'data.crop': '(112, 112)'}`.
+
+    Returns:
+        The checked config, locked.
+
+    Raises:
+        ValueError: One line that names the file and line, or the key, what is wrong and what is allowed.
+    """
+    path, colon, argument = spec.partition(':')
+    if not pathlib.Path(path).is_file():
+        raise ValueError(_no_file(path))
+    get_config = runpy.run_path(path).get('get_config')
+    if get_config is None:
+        raise ValueError(f'{path} defines no get_config(), so it is not a config file')
+    try:
+        config = get_config(argument) if colon else get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(_slip_in_file(path, argument, error)) from error
+    known = flatten(default_config())
+    for key, text in (overrides or {}).items():
+        if key not in known:
+            raise ValueError(unknown_key(key))
+        value = _parse(key, text, known[key])
+        config.update_from_flattened_dict({key: value})
+    check(config)
+    return config.lock()
+
+
+def _no_file(path: str) -> str:
+    folder = pathlib.Path(path).parent
+    there = sorted(str(file) for file in folder.glob('*.py')) if folder.is_dir() else []
+    near = difflib.get_close_matches(path, there, n=1, cutoff=0.0)
+    return f'config file {path!r} does not exist' + (f'; did you mean {near[0]}?' if near else '')
+
+
+def _slip_in_file(path: str, argument: str, error: Exception) -> str:
+    """Says in one line what went wrong in a config file, and where."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if not own:
+        return f'{path}: takes no argument, but got {argument!r}'
+    text = ' '.join(str(error).split())
+    key = re.search(r'Key "(\w+)"|^[\'"\\\\]+(\w+)', text)
+    what = unknown_key(key[1] or key[2]) if key else text
+    return f'{path}, line {own[-1].lineno}: {what}'
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    """Turns text from a command line into a value of the default's type."""
+    if default is None or isinstance(default, str):
+        return text
+    try:
+        if isinstance(default, bool):
+            return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
+        if isinstance(default, tuple):
+            return _parse_tuple(text, of_text=bool(default) and isinstance(default[0], str))
+        return type(default)(text)
+    except (KeyError, ValueError, SyntaxError) as error:
+        kind = 'true or false' if isinstance(default, bool) else type(default).__name__
+        raise ValueError(f'config.{key}={text!r}: must be {kind}, as {default!r}') from error
+
+
+def _parse_tuple(text: str, of_text: bool) -> tuple[Any, ...]:
+    if of_text:
+        return tuple(part for part in re.split(r'[\s,\'"()\[\]]+', text) if part)
+    value = ast.literal_eval(text)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def check(config: ConfigDict) -> None:
+    """Compares a config's keys and types with the default's, as assignments can slip past the lock.
+
+    Raises:
+        ValueError: Naming the first key that is unknown, missing or of another type.
+    """
+    known, found = flatten(default_config()), flatten(config)
+    for key in found:
+        if key not in known:
+            raise ValueError(unknown_key(key))
+    for key, default in known.items():
+        if key not in found:
+            raise ValueError(
+                f'config.{key} is missing: set values one by one instead of assigning a whole group'
+            )
+        value = found[key]
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if key != 'data.root' and not isinstance(value, wanted):
+            raise ValueError(f'config.{key}={value!r}: must be {type(default).__name__}, as {default!r}')
+
+
+def unknown_key(key: str) -> str:
+    """Returns a line that names an unknown key, whole or its last part, and the nearest known one."""
+    known = list(flatten(default_config()))
+    last = key.rpartition('.')[2]
+    # The right name in the wrong group is likelier meant than a path that looks alike.
+    near = [name for name in known if name.rpartition('.')[2] == last]
+    if not near:
+        names = difflib.get_close_matches(last, [name.rpartition('.')[2] for name in known], n=1)
+        near = [name for name in known if names and name.rpartition('.')[2] == names[0]]
+    near = difflib.get_close_matches(key, near or known, n=1, cutoff=0.0)
+    return f'config.{key} is not a key; did you mean config.{near[0]}?'
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = '') -> dict[str, Any]:
+    """Returns `{'model.width': 768, …}`, in order."""
+    return dict(_items(config, prefix))
+
+
+def _items(config: Mapping[str, Any] | ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key in config:
+        value = config[key]
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _items(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def differences(
+    one: Mapping[str, Any] | ConfigDict, other: Mapping[str, Any] | ConfigDict
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys whose values differ, with both values; tuples and lists count as equal."""
+    flat_one, flat_other = flatten(one), flatten(other)
+    keys = [*flat_one, *(key for key in flat_other if key not in flat_one)]
+    pairs = {key: (_plain(flat_one.get(key)), _plain(flat_other.get(key))) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

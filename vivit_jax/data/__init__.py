@@ -1,0 +1,1 @@
+"""Sources of clips, their sampling and augmentation (numpy only), and the input pipeline around them."""

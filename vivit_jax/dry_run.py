@@ -1,0 +1,99 @@
+"""Trying a configuration without data: does it compile, does it fit, how fast is it."""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vivit_jax import experiment
+from vivit_jax.data import pipeline
+from vivit_jax.data.record import Label, Record
+from vivit_jax.train import Run
+from vivit_jax.writers import Terminal, device_memory, duration
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomClips:
+    """A source of noise in the shape of a configuration's clips, as many as make an epoch of 1,000 batches."""
+
+    config: ConfigDict
+
+    @property
+    def class_names(self) -> list[str]:
+        """Returns a number for each class."""
+        return [str(k) for k in range(sum(experiment.head_sizes(self.config)))]
+
+    @property
+    def digest(self) -> str:
+        """Returns nothing to compare with."""
+        return ''
+
+    def __len__(self) -> int:
+        return 1_000 * self.config.training.batch_size
+
+    def __getitem__(self, index: int) -> Record:
+        frames, height, width, channels = experiment.clip_shape(self.config)
+        shape = (frames, height, width, channels)
+        pixels = np.random.default_rng(index).integers(0, 256, shape, np.uint8)
+        sizes = experiment.head_sizes(self.config)
+        label: Label = tuple(index % size for size in sizes) if len(sizes) > 1 else index % sizes[0]
+        return Record(
+            name=str(index),
+            label=label,
+            num_frames=frames,
+            frame_size=(height, width),
+            read=lambda chosen: pixels[chosen],
+        )
+
+
+def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
+    """Compiles the training step and runs it on random clips.
+
+    Args:
+        config: Any configuration that names its classes (`data.num_classes`).
+        steps: Steps after the first, which are timed; at least 1.
+
+    Returns:
+        `compile_seconds`, `seconds_per_step` (median), `clips_per_second`, `loss`.
+
+    Raises:
+        ValueError: If the settings exclude each other, or the number of classes is not set.
+    """
+    if not config.data.num_classes:
+        raise ValueError("data.num_classes is not set: a dry run has no data to count them in; e.g. '(10,)'")
+    noise = RandomClips(config)
+    with Terminal() as terminal:
+        run = Run(config, pathlib.Path('dry run'), noise, noise, terminal)
+        run.announce(0)
+        state = jax.jit(run.create, out_shardings=run.placement)()
+        examples: Any = experiment.evaluation_examples(config, noise, temporal_views=1, spatial_views=1)
+        reading: dict[str, Any] = experiment.reading(config, run.mesh)
+        batch_size = config.training.batch_size
+        with pipeline.batches(
+            examples, batch_size=batch_size, first_step=0, last_step=1, **reading
+        ) as batches:
+            batch = next(batches)
+        seconds = []
+        for _ in range(steps + 1):
+            began = time.perf_counter()
+            state, scalars = run.step(state, batch)
+            jax.block_until_ready(scalars)
+            seconds.append(time.perf_counter() - began)
+        median = statistics.median(seconds[1:])
+        memory = device_memory()
+        terminal.say(f'compiled and first step in {seconds[0]:.1f} s, then {median:.3f} s a step')
+        terminal.say(
+            f'{batch_size / median:.1f} clips/s; {duration(1_000 * median)} for 1,000 steps'
+            + (f'; memory {memory / 2**30:.1f} GiB' if memory is not None else '')
+        )
+    return {
+        'compile_seconds': seconds[0] - median,
+        'seconds_per_step': median,
+        'clips_per_second': batch_size / median,
+        'loss': float(scalars['loss']),
+    }

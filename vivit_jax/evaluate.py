@@ -1,0 +1,279 @@
+"""Evaluation: every example once, all its views averaged, metrics and predictions for each split."""
+
+import csv
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.sharding import Mesh
+from jaxtyping import Array, Num
+from ml_collections import ConfigDict
+
+from vivit_jax import config as config_module
+from vivit_jax import experiment, losses, metrics, sharding
+from vivit_jax.checkpoint import Checkpoints
+from vivit_jax.data import pipeline
+from vivit_jax.data.record import Source
+from vivit_jax.models.vivit import ViViT
+from vivit_jax.writers import Terminal
+
+PREDICTION_COLUMNS = ['split', 'index', 'name', 'label', 'top_5', 'scores']
+
+EvalStep = Callable[[Any, pipeline.Batch], dict[str, jax.Array]]
+
+
+def to_float(video: Num[Array, '... h w c']) -> Num[Array, '... h w c']:
+    """Scales uint8 pixels to [-1, 1]; float32 ones are scaled already."""
+    return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video
+
+
+def eval_step(
+    params: Any, batch: pipeline.Batch, *, model: ViViT, loss: str, head_sizes: tuple[int, ...], average: str
+) -> dict[str, jax.Array]:
+    """Scores a batch.
+
+    Args:
+        params: The model's parameters.
+        batch: Contract of the pipeline; `video` `[b t h w c]` or, with views, `[b v t h w c]`.
+        model: The model.
+        loss: See `losses.per_example_loss`.
+        head_sizes: Classes of each head.
+        average: What is averaged over views, 'logits' or 'softmax' (whose logarithm is the score).
+
+    Returns:
+        `scores` `[b k]` and `loss` `[b]` (without label smoothing), float32, and the batch's `label`, `mask`
+        and `index`.
+    """
+    video = to_float(batch['video'])
+    if video.ndim == 5:
+        video = rearrange(video, 'b t h w c -> b 1 t h w c')
+    views = video.shape[1]
+    logits, _ = model.apply({'params': params}, rearrange(video, 'b v t h w c -> (b v) t h w c'))
+    scores = metrics.average_views(rearrange(logits, '(b v) k -> b v k', v=views), average, head_sizes)
+    if average == 'softmax':
+        scores = jnp.log(jnp.maximum(scores, jnp.finfo(scores.dtype).tiny))
+    each = losses.per_example_loss(
+        scores, batch['label'], loss=loss, head_sizes=head_sizes, label_smoothing=0.0
+    )
+    return {'scores': scores, 'loss': each, **{name: batch[name] for name in ('label', 'mask', 'index')}}
+
+
+def make_eval_step(config: ConfigDict, model: ViViT, sizes: tuple[int, ...], mesh: Mesh) -> EvalStep:
+    """Compiles `eval_step` for a mesh; its results are copied to every device, so that each process has all."""
+    step = functools.partial(
+        eval_step,
+        model=model,
+        loss=config.training.loss,
+        head_sizes=sizes,
+        average=config.evaluation.average,
+    )
+    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The evaluation of one split: summary numbers, and each example's scores in the order of the source."""
+
+    metrics: dict[str, float]
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def evaluate_source(
+    config: ConfigDict,
+    source: Source,
+    params: Any,
+    step: EvalStep,
+    mesh: Mesh,
+    *,
+    views: tuple[int, int] = (1, 1),
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Evaluates one split.
+
+    Args:
+        config: The configuration.
+        source: The split.
+        params: Parameters on the mesh.
+        step: From `make_eval_step`.
+        mesh: The mesh.
+        views: (temporal, spatial) views of each example.
+        on_batch: Told of the batches done and in all.
+    """
+    # The batch is counted in clips, so that memory does not depend on the views.
+    devices = mesh.devices.size
+    batch_size = max(config.evaluation.batch_size // math.prod(views) // devices, 1) * devices
+    batch_size = min(batch_size, math.ceil(len(source) / devices) * devices)
+    examples = experiment.evaluation_examples(config, source, temporal_views=views[0], spatial_views=views[1])
+    total = math.ceil(len(source) / batch_size)
+    reading: dict[str, Any] = experiment.reading(config, mesh)
+    results = []
+    with pipeline.batches(
+        examples, batch_size=batch_size, first_step=0, last_step=total, **reading
+    ) as batches:
+        for done, batch in enumerate(batches, start=1):
+            results.append(step(params, batch))
+            on_batch(done, total)
+    gathered = jax.device_get(results)
+    joined = {name: np.concatenate([result[name] for result in gathered]) for name in gathered[0]}
+    kept = {name: values[joined['mask']] for name, values in joined.items()}
+    order = np.argsort(kept['index'])
+    scores, labels = kept['scores'][order], kept['label'][order]
+    numbers = metrics.classification_metrics(
+        scores,
+        labels,
+        loss_kind=config.training.loss,
+        head_sizes=experiment.head_sizes(config, source),
+        head_names=tuple(config.data.heads),
+    )
+    loss = float(np.mean(kept['loss'], dtype=np.float64))
+    return Outcome({**numbers, 'loss': loss, 'count': len(scores)}, scores, labels)
+
+
+def evaluate_tests(
+    config: ConfigDict, params: Any, model: ViViT, mesh: Mesh, folder: pathlib.Path, terminal: Terminal
+) -> dict[str, dict[str, Any]]:
+    """Evaluates the test splits with all views.
+
+    Writes `eval.json`, `predictions.csv` and a `confusion_<split>.csv` each, and shows a table.
+
+    Returns:
+        What is in `eval.json`: metrics by split.
+    """
+    views = (config.evaluation.temporal_views, config.evaluation.spatial_views)
+    report: dict[str, dict[str, Any]] = {}
+    rows: list[list[Any]] = []
+    step: EvalStep | None = None
+    main_process = jax.process_index() == 0
+    for split in config.data.test_splits:
+        source = experiment.make_source(config, split)
+        sizes = experiment.head_sizes(config, source)
+        step = step or make_eval_step(config, model, sizes, mesh)
+        on_batch = functools.partial(terminal.bar, f'evaluating {split}')
+        outcome = evaluate_source(config, source, params, step, mesh, views=views, on_batch=on_batch)
+        report[split] = {**outcome.metrics, 'views': list(views)}
+        names = list(source.class_names)
+        if config.training.loss == 'softmax' and len(sizes) == 1:
+            confusion = metrics.confusion_matrix(outcome.scores.argmax(1), outcome.labels, sizes[0])
+            report[split] |= _by_class(confusion, names)
+            counts = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
+            if main_process:
+                _write_csv(folder / f'confusion_{split}.csv', ['label \\ predicted', *names], counts)
+        rows += _predictions(split, source, outcome, sizes, config.training.loss)
+    if main_process:
+        (folder / 'eval.json').write_text(json.dumps(report, indent=2) + '\n')
+        _write_csv(folder / 'predictions.csv', PREDICTION_COLUMNS, rows)
+    terminal.table(report)
+    terminal.say(f'written to {folder}: eval.json, predictions.csv, confusion_*.csv')
+    return report
+
+
+def _by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Means over the classes, and the numbers of each."""
+    values = {name: column.tolist() for name, column in metrics.per_class(confusion).items()}
+    each = {name: dict(zip(values, row, strict=True))
+            for name, *row in zip(names, *values.values(), strict=True)}  # fmt: skip
+    means = {f'mean_{name}': value for name, value in metrics.mean_over_classes(confusion).items()}
+    return {**means, 'per_class': each}
+
+
+def _predictions(
+    split: str, source: Source, outcome: Outcome, sizes: tuple[int, ...], loss: str
+) -> list[list[Any]]:
+    """One row an example: its label and, for each head, its five most probable classes with probabilities."""
+    ends = np.cumsum(sizes)
+    heads = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    names = np.array(source.class_names, dtype=object)
+    rows = []
+    for index, (scores, label) in enumerate(zip(outcome.scores, outcome.labels, strict=True)):
+        tops, probabilities = [], []
+        for head in heads:
+            probability = _probabilities(scores[head], loss)
+            best = np.argsort(-probability, kind='stable')[:5]
+            tops.append('|'.join(names[head][best]))
+            probabilities.append('|'.join(f'{value:.6g}' for value in probability[best]))
+        if label.dtype.kind == 'f':
+            truth = ['|'.join(names[label > 0.5])]
+        else:
+            truth = [names[head][k] for head, k in zip(heads, np.atleast_1d(label), strict=True)]
+        rows.append([split, index, source[index].name, *map(' + '.join, (truth, tops, probabilities))])
+    return rows
+
+
+def _probabilities(scores: np.ndarray, loss: str) -> np.ndarray:
+    if loss == 'sigmoid':
+        return 1.0 / (1.0 + np.exp(-scores))
+    shifted = np.exp(scores - scores.max())
+    return shifted / shifted.sum()
+
+
+def _write_csv(path: pathlib.Path, header: list[str], rows: list[list[Any]]) -> None:
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def load_params(checkpoints: Checkpoints, step: int, model: ViViT, config: ConfigDict, mesh: Mesh) -> Any:
+    """Reads the parameters of a checkpoint that are to be used: their moving average where there is one."""
+    video = jax.ShapeDtypeStruct((1, *experiment.clip_shape(config)), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video)['params']
+    item = 'ema' if config.training.ema_decay else 'params'
+    return checkpoints.restore(step, mesh, **{item: shapes})[item]
+
+
+def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Evaluates the best (else the latest) checkpoint of a workdir on the test splits.
+
+    Returns:
+        Metrics by split, as in `eval.json`.
+
+    Raises:
+        ValueError: If there is no checkpoint, or it is of another model or data; one line.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / 'checkpoints').is_dir():
+        raise ValueError(f'{folder} holds no checkpoints: train first, or choose another --workdir')
+    mesh = sharding.make_mesh(config.sharding.fsdp)
+    best_metric = config.checkpoint.best_metric
+    with Terminal() as terminal:
+        with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
+            step = checkpoints.best_step()
+            if step is None:
+                raise ValueError(f'{folder}/checkpoints holds no complete checkpoint: train first')
+            check_same(checkpoints.meta(step)['config'], config, folder, groups=('model', 'data'))
+            model = experiment.make_model(config, experiment.make_source(config, config.data.test_splits[0]))
+            params = load_params(checkpoints, step, model, config, mesh)
+        terminal.say(f'evaluating step {step} of {folder}')
+        return evaluate_tests(config, params, model, mesh, folder, terminal)
+
+
+def check_same(
+    saved: dict[str, Any], config: ConfigDict, folder: pathlib.Path, groups: Sequence[str] = ()
+) -> None:
+    """Compares a checkpoint's configuration with the one at hand, in `groups` or in all.
+
+    Raises:
+        ValueError: Naming the keys that differ, with both values.
+    """
+    differing = config_module.differences(saved, config.to_dict())
+    relevant = {
+        key: values
+        for key, values in differing.items()
+        if key not in config_module.FREE_TO_CHANGE and (not groups or key.partition('.')[0] in groups)
+    }
+    if relevant:
+        listed = ', '.join(
+            f'{key} is {there!r} there and {here!r} here' for key, (there, here) in relevant.items()
+        )
+        raise ValueError(
+            f'{folder} holds a run of another configuration ({listed}): choose another --workdir'
+        )

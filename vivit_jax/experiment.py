@@ -1,0 +1,151 @@
+"""What a configuration stands for: its sources, model, optimiser and numbers of steps."""
+
+import dataclasses
+
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vivit_jax.data import pipeline, transforms
+from vivit_jax.data.record import Source
+from vivit_jax.models.vivit import ViViT, create_model
+from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
+
+
+def make_source(config: ConfigDict, split: str) -> Source:
+    """Opens a split; a ValueError of one line says which setting is wrong or which data is missing."""
+    data = config.data
+    options = dict(data[data.source]) if data.source in data else {}
+    source = pipeline.make_source(
+        data.source, split, root=data.root, frames=data.frames, seed=config.seed, options=options
+    )
+    if not len(source):
+        raise ValueError(
+            f'the split {split!r} of data.source={data.source!r} is empty (data.root={data.root})'
+        )
+    sizes, classes = head_sizes(config, source), len(source.class_names)
+    if sum(sizes) != classes:
+        raise ValueError(
+            f'data.num_classes={sizes} but the {split!r} split has {classes} classes: set '
+            f"--config.data.num_classes='({classes},)', or '()' to take what the data has"
+        )
+    return source
+
+
+def head_sizes(config: ConfigDict, source: Source | None = None) -> tuple[int, ...]:
+    """Returns the classes of each head: those set, else those of the source."""
+    sizes = tuple(config.data.num_classes)
+    if not sizes and source is not None:
+        sizes = (len(source.class_names),)
+    if len(sizes) != len(config.data.heads):
+        raise ValueError(
+            f'data.num_classes={sizes} does not go with data.heads={tuple(config.data.heads)}: one number a head'
+        )
+    return sizes
+
+
+def make_model(config: ConfigDict, source: Source | None = None) -> ViViT:
+    """Creates the model; the classes are those of the config, else of the source."""
+    return create_model(sum(head_sizes(config, source)), **config.model)
+
+
+def clip_shape(config: ConfigDict) -> tuple[int, int, int, int]:
+    """Returns `(t, h, w, c)` of the clips that the model sees."""
+    return (config.data.frames, *config.data.crop, config.data.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many steps a run has, and when it evaluates."""
+
+    total_steps: int
+    steps_per_epoch: float
+    evaluate_every: int
+
+
+def plan(config: ConfigDict, num_examples: int) -> Plan:
+    """Turns epochs into steps.
+
+    Raises:
+        ValueError: If there would be no step at all.
+    """
+    training = config.training
+    per_epoch = num_examples / training.batch_size
+    total = training.steps or round(training.epochs * per_epoch)
+    if total < 1:
+        raise ValueError(
+            f'training.epochs={training.epochs} of {num_examples} clips in batches of {training.batch_size} is '
+            'not one step: set training.steps, more epochs, or smaller batches'
+        )
+    every = config.evaluation.every_steps or round(config.evaluation.every_epochs * per_epoch)
+    return Plan(total, per_epoch, max(every, 1))
+
+
+def make_optimizer(config: ConfigDict, steps: Plan) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Creates the optimiser, and the learning rate by step."""
+    settings = config.optimizer
+    schedule = learning_rate_schedule(
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup_steps=float(settings.warmup_steps or settings.warmup_epochs * steps.steps_per_epoch),
+        total_steps=steps.total_steps,
+    )
+    optimizer = create_optimizer(
+        name=settings.name,
+        schedule=schedule,
+        momentum=settings.momentum,
+        b1=settings.b1,
+        b2=settings.b2,
+        epsilon=settings.epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=settings.weight_decay,
+        weight_decay_mode=settings.weight_decay_mode,
+        weight_decay_mask=settings.weight_decay_mask,
+    )
+    return optimizer, schedule
+
+
+def training_examples(config: ConfigDict, source: Source) -> pipeline.TrainingExamples:
+    """Returns what turns positions of the training stream into examples."""
+    data = config.data
+    augmentation = transforms.training_transforms(
+        short_side=data.short_side,
+        crop=tuple(data.crop),
+        scale_jitter=tuple(data.scale_jitter),
+        flip=data.flip,
+        colour_jitter=data.colour_jitter,
+        colour_drop=data.colour_drop,
+        randaugment_layers=data.randaugment_layers,
+        randaugment_magnitude=data.randaugment_magnitude,
+    )
+    return pipeline.TrainingExamples(
+        source=source,
+        seed=config.seed,
+        frames=data.frames,
+        stride=data.stride,
+        short=data.short,
+        augmentation=augmentation,
+    )
+
+
+def evaluation_examples(
+    config: ConfigDict, source: Source, *, temporal_views: int, spatial_views: int
+) -> pipeline.EvaluationExamples:
+    """Returns what turns indices into examples with their views."""
+    data = config.data
+    return pipeline.EvaluationExamples(
+        source=source,
+        frames=data.frames,
+        stride=data.stride,
+        short=data.short,
+        short_side=data.short_side,
+        crop=tuple(data.crop),
+        temporal_views=temporal_views,
+        spatial_views=spatial_views,
+    )
+
+
+def reading(config: ConfigDict, mesh: Mesh) -> dict[str, object]:
+    """Returns the arguments of `pipeline.batches` that training and evaluation share."""
+    data = config.data
+    return {'mesh': mesh, 'threads': data.threads, 'workers': data.workers, 'prefetch': data.prefetch}

@@ -1,0 +1,123 @@
+"""Train or evaluate a video transformer.
+
+Examples:
+  python -m vivit_jax.main --config=configs/moving_digits.py
+  python -m vivit_jax.main --config=configs/moving_digits.py --config.model.attention=spatio_temporal
+  python -m vivit_jax.main --config=configs/kinetics400_fe.py:L/16x2 --config.data.root=/data/k400 --workdir=runs/l
+  python -m vivit_jax.main --config=configs/moving_digits.py --mode=eval
+  python -m vivit_jax.main --config=configs/kinetics400_fe.py --mode=dry_run
+
+Every key of the configuration (vivit_jax/config.py) is an option, --config.KEY=VALUE.
+
+modes:
+  train     train, and evaluate at the end; the same command goes on where an earlier one stopped
+  eval      evaluate the best (else the latest) checkpoint of the workdir again
+  dry_run   compile and time the training step on random clips; needs no data, writes nothing
+
+exit codes:
+  0 done; 1 the loss became NaN or memory ran out; 2 a mistake in the command, the configuration or the data;
+  130, 143 stopped by Ctrl-C, a terminate signal, after saving. VIVIT_JAX_TRACEBACK=1 shows where an error arose.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from vivit_jax import config as config_module
+
+MODES = ('train', 'eval', 'dry_run')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parsed, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    traced = os.environ.get('VIVIT_JAX_TRACEBACK')
+    try:
+        config = config_module.load(parsed.config, overrides)
+        return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
+    except (ValueError, OSError) as error:
+        if traced or '\n' in str(error):
+            raise
+        return _fail(str(error), 2)
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits the command line into its three options and the configuration's overrides."""
+    parser = argparse.ArgumentParser(
+        prog='python -m vivit_jax.main',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
+    parser.add_argument('--workdir', metavar='DIR', help='folder of the run; default: runs/NAME-OVERRIDES')
+    parser.add_argument('--mode', choices=MODES, default='train', help='default: train')
+    parsed, rest = parser.parse_known_args(arguments)
+    overrides = {}
+    while rest:
+        option = rest.pop(0)
+        match = re.fullmatch(r'--config\.([^=]+)(?:=(.*))?', option, re.DOTALL)
+        if not match:
+            parser.error(
+                f'{option!r} is no option: there are --config, --config.KEY=VALUE, --workdir and --mode'
+            )
+        if match[2] is None and not rest:
+            parser.error(f'{option} needs a value, as {option}=VALUE')
+        overrides[match[1]] = rest.pop(0) if match[2] is None else match[2]
+    return parsed, overrides
+
+
+def default_workdir(spec: str, config: ConfigDict) -> str:
+    """Returns runs/NAME, with what was overridden after it, so that runs with other settings do not meet."""
+    changed = config_module.differences(config_module.load(spec), config)
+    parts = [
+        f'{key.rpartition(".")[2]}={value}'
+        for key, (_, value) in changed.items()
+        if key not in config_module.FREE_TO_CHANGE
+    ]
+    return '-'.join([f'runs/{config.name}', *(re.sub(r'[^\w.=]+', '_', part).strip('_') for part in parts)])
+
+
+def _run(mode: str, config: ConfigDict, workdir: str) -> int:
+    # Not before the command line is understood: importing jax takes a while.
+    import jax
+
+    from vivit_jax import dry_run, evaluate, train
+    from vivit_jax.signals import Stopped
+
+    try:
+        if mode == 'dry_run':
+            dry_run.dry_run(config)
+        elif mode == 'eval':
+            evaluate.evaluate(config, workdir)
+        else:
+            train.train(config, workdir)
+    except Stopped as stop:
+        return _fail(str(stop), stop.exit_code)
+    except train.NonFiniteLoss as error:
+        return _fail(str(error), 1)
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return _fail(
+            f'out of device memory with training.batch_size={config.training.batch_size}, '
+            f'evaluation.batch_size={config.evaluation.batch_size}, clips of {config.data.frames} x '
+            f"{tuple(config.data.crop)} and model.dtype='{config.model.dtype}'. Try smaller batches, "
+            "model.dtype='bfloat16', fewer frames, larger tubelets, sharding.fsdp over several devices, or "
+            'model.attention=factorised_encoder in place of spatio_temporal',
+            1,
+        )
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(message if code > 2 else f'error: {message}', file=sys.stderr)
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

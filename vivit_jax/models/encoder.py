@@ -1,0 +1,166 @@
+"""The transformer encoder: pre-norm blocks of attention and MLP (paper, equations 3 to 6)."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vivit_jax.models.attention import MultiHeadAttention
+from vivit_jax.models.embed import PositionEmbedding
+
+Tokens = Float[Array, 'b n d']
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+    'gelu_exact': functools.partial(nn.gelu, approximate=False),
+}
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with an activation between (the second half of a block)."""
+
+    hidden: int
+    activation: str
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool) -> Tokens:
+        """Returns `[b n d]`, every token by itself."""
+        dense = functools.partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(stddev=1e-6),
+        )
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        hidden = ACTIVATIONS[self.activation](dense(self.hidden, name='Dense_0')(x))
+        return dropout(dense(x.shape[-1], name='Dense_1')(dropout(hidden)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for some examples.
+
+    What is kept is divided by the probability of keeping it, so that the expectation stays. Every example
+    of the batch, and in a spatial encoder every frame of it, has a draw of its own.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool) -> Tokens:
+        """Returns `x`, or zeros for the examples whose branch is dropped."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept = jax.random.bernoulli(self.make_rng('dropout'), keep, (x.shape[0], 1, 1))
+        return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+
+
+class EncoderBlock(nn.Module):
+    """LayerNorm, attention, residual: once for each entry of `attends`; then LayerNorm, MLP, residual.
+
+    Attributes:
+        attends: What each attention of the block looks over, in order: `('all',)` in Models 1 and 2,
+            `('time_and_space',)` in Model 4, `('space', 'time')` or `('time', 'space')` in Model 3.
+        grid: `(time, space)` sizes of the token grid.
+        num_heads: Attention heads.
+        mlp_dim: Hidden size of the MLP.
+        dropout_rate: Dropout after the attention and in the MLP.
+        attention_dropout_rate: Dropout of the attention weights.
+        drop_path_rate: Probability of dropping a residual branch of this block.
+        activation: One of `ACTIVATIONS`.
+        norm_epsilon: LayerNorm's epsilon.
+        dtype: Compute dtype.
+    """
+
+    attends: tuple[str, ...]
+    grid: tuple[int, int]
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float
+    attention_dropout_rate: float
+    drop_path_rate: float
+    activation: str
+    norm_epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, dict[str, Array]]:
+        """Returns the tokens and, if `capture`, this block's attention weights by axis."""
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
+        # Scenic's names: a block with one attention numbers its parts, one with several names them.
+        several = len(self.attends) > 1
+        weights: dict[str, Array] = {}
+        for over in self.attends:
+            suffix = over if several else '0'
+            attention = MultiHeadAttention(
+                num_heads=self.num_heads,
+                over=over,
+                grid=self.grid,
+                dropout_rate=self.attention_dropout_rate,
+                dtype=self.dtype,
+                name=f'MultiHeadDotProductAttention_{suffix}',
+            )
+            branch, captured = attention(norm(name=f'LayerNorm_{suffix}')(x), train=train, capture=capture)
+            branch = nn.Dropout(self.dropout_rate)(branch, deterministic=not train)
+            x = x + DropPath(self.drop_path_rate)(branch, train=train)
+            weights |= captured
+        mlp = MlpBlock(
+            hidden=self.mlp_dim,
+            activation=self.activation,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+            name='MlpBlock' if several else 'MlpBlock_0',
+        )
+        branch = mlp(norm(name='LayerNorm_mlp' if several else 'LayerNorm_1')(x), train=train)
+        return x + DropPath(self.drop_path_rate)(branch, train=train), weights
+
+
+class Encoder(nn.Module):
+    """Position embedding, a stack of blocks, a final LayerNorm.
+
+    Attributes:
+        num_layers: Blocks.
+        grid: `(nt, nh, nw)` of the tokens.
+        num_cls: Leading tokens that are not of the grid (0 or 1).
+        position_embedding: See `PositionEmbedding`.
+        dropout_rate: Dropout of the embedded tokens.
+        drop_path_rate: Of the last block; block l of L drops with probability `l / L` times this.
+        final_norm: Whether `encoder_norm` is there.
+        norm_epsilon: LayerNorm's epsilon.
+        dtype: Compute dtype.
+        make_block: `EncoderBlock` with everything set that all blocks share; called with the rest.
+    """
+
+    num_layers: int
+    grid: tuple[int, int, int]
+    num_cls: int
+    position_embedding: str
+    dropout_rate: float
+    drop_path_rate: float
+    final_norm: bool
+    norm_epsilon: float
+    dtype: jnp.dtype
+    make_block: Callable[..., EncoderBlock]
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, list[dict[str, Array]]]:
+        """Returns the encoded tokens `[b n d]` and, layer by layer, what the blocks captured."""
+        x = PositionEmbedding(self.position_embedding, self.grid, self.num_cls, name='posembed_input')(x)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        weights = []
+        for layer in range(self.num_layers):
+            block = self.make_block(
+                grid=(self.grid[0], self.grid[1] * self.grid[2]),
+                drop_path_rate=self.drop_path_rate * (layer + 1) / self.num_layers,
+                name=f'encoderblock_{layer}',
+            )
+            x, captured = block(x, train=train, capture=capture)
+            weights.append(captured)
+        if self.final_norm:
+            x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='encoder_norm')(x)
+        return x, weights

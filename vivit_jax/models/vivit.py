@@ -1,0 +1,289 @@
+"""ViViT: the four ways to factorise space-time attention (Arnab et al., ICCV 2021, section 3.3)."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange, reduce, repeat
+from jaxtyping import Array, Float
+
+from vivit_jax.models import embed
+from vivit_jax.models.encoder import ACTIVATIONS, Encoder, EncoderBlock
+
+ATTENTIONS = ('spatio_temporal', 'factorised_encoder', 'factorised_self_attention', 'factorised_dot_product')
+ATTENTION_ORDERS = ('space_time', 'time_space')
+CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'first_token')
+EMBEDDINGS = ('tubelet', 'uniform_frame_sampling')
+DTYPES = ('float32', 'bfloat16')
+
+Tokens = Float[Array, 'b n d']
+
+CHOICES = {
+    'attention': ATTENTIONS,
+    'attention_order': ATTENTION_ORDERS,
+    'classifier': CLASSIFIERS,
+    'embedding': EMBEDDINGS,
+    'kernel_init': embed.KERNEL_INITS,
+    'remainder': embed.REMAINDERS,
+    'position_embedding': embed.POSITION_EMBEDDINGS,
+    'activation': tuple(ACTIVATIONS),
+    'dtype': DTYPES,
+}
+
+
+class ViViT(nn.Module):
+    """A video vision transformer. Make one with `create_model`, which checks the settings.
+
+    Attributes:
+        num_classes: Classes of all heads together; 0 leaves the head out.
+        attention: Which of the paper's models: 'spatio_temporal' (1), 'factorised_encoder' (2),
+            'factorised_self_attention' (3), 'factorised_dot_product' (4).
+        num_layers: Encoder blocks; in the factorised encoder those of the spatial encoder.
+        num_heads: Attention heads.
+        width: Size d of a token.
+        mlp_dim: Hidden size of the MLPs.
+        temporal_layers: Blocks of the factorised encoder's temporal encoder; 0 averages the frames
+            instead (the paper's baseline, table 1). The other models have no use for it.
+        attention_order: Which comes first in factorised self-attention, 'space_time' or 'time_space'.
+        embedding: 'tubelet' or 'uniform_frame_sampling' (section 3.2).
+        tubelet: `(t, h, w)` in frames and pixels; t is 1 for uniform frame sampling.
+        sampled_frames: Frames that uniform frame sampling keeps; 0 keeps all.
+        kernel_init: How a fresh tubelet kernel starts: 'central_frame', 'average' or 'random'.
+        remainder: 'error' where tubelets do not divide the clip, or 'crop'.
+        classifier: What of the encoded tokens is classified: 'token' (a cls token; Models 1 and 2), their
+            mean 'gap', maximum 'gmp', sum 'gsp', or the 'first_token' (Scenic's '0').
+        position_embedding: 'learned', 'sinusoidal_1d', 'sinusoidal_3d' or 'none'.
+        representation_size: Width of a tanh layer before the head; 0 leaves it out.
+        dropout_rate: Dropout of tokens, attention output and MLP.
+        attention_dropout_rate: Dropout of the attention weights.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from the first.
+        activation: The MLPs', 'gelu_tanh' or 'gelu_exact'.
+        norm_epsilon: LayerNorm's epsilon.
+        final_norm: Whether encoders end with a LayerNorm.
+        dtype: Compute dtype, 'float32' or 'bfloat16'; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    attention: str = 'factorised_encoder'
+    num_layers: int = 12
+    num_heads: int = 12
+    width: int = 768
+    mlp_dim: int = 3072
+    temporal_layers: int = 4
+    attention_order: str = 'space_time'
+    embedding: str = 'tubelet'
+    tubelet: tuple[int, int, int] = (2, 16, 16)
+    sampled_frames: int = 0
+    kernel_init: str = 'central_frame'
+    remainder: str = 'error'
+    classifier: str = 'token'
+    position_embedding: str = 'learned'
+    representation_size: int = 0
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    activation: str = 'gelu_tanh'
+    norm_epsilon: float = 1e-6
+    final_norm: bool = True
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(
+        self, video: Float[Array, 'b t h w c'], train: bool = False, capture_attention: bool = False
+    ) -> tuple[Float[Array, 'b k'], dict[str, Any]]:
+        """Classifies clips.
+
+        Args:
+            video: Clips scaled to [-1, 1].
+            train: Whether dropout and stochastic depth are active; they use the rng 'dropout'.
+            capture_attention: Whether to return the attention weights.
+
+        Returns:
+            The logits, float32 (`pre_logits` when there is no head), and what was computed on the way:
+            'tokens' `[b nt nh nw d]` before positions; 'encoded' `[b n d]` after the (last) encoder, cls
+            token first when there is one; 'pre_logits' `[b d]`; for the factorised encoder 'spatial'
+            `[b nt n d]`, the spatial encoder's output; and with `capture_attention` 'attention': for each
+            encoder's name a list over layers of weights by axis, shaped as `MultiHeadAttention` tells
+            ('space' of the factorised encoder is `[b nt heads n n]`).
+
+        Raises:
+            ValueError: If the tubelet does not fit the clip (see `remainder`).
+        """
+        tokens = embed.TokenEmbedding(
+            width=self.width,
+            tubelet=self.tubelet,
+            sampling=self.embedding == 'uniform_frame_sampling',
+            sampled_frames=self.sampled_frames,
+            kernel_init=self.kernel_init,
+            remainder=self.remainder,
+            dtype=jnp.dtype(self.dtype),
+            name='embedding',
+        )(video)
+        encode = functools.partial(self._encode, train=train, capture=capture_attention)
+        out: dict[str, Any] = {'tokens': tokens}
+        if self.attention == 'factorised_encoder':
+            encoded, attention = self._factorised_encoder(tokens, encode, out)
+        else:
+            grid = tokens.shape[1:4]
+            flat = rearrange(tokens, 'b nt nh nw d -> b (nt nh nw) d')
+            encoded, weights = encode(flat, self._attends(), grid, self.num_layers, '', 'Transformer')
+            attention = {'Transformer': weights}
+        out['encoded'] = encoded
+        if capture_attention:
+            out['attention'] = attention
+        # Frame representations, when nothing encodes them together, are averaged whatever the classifier.
+        averaging = self.attention == 'factorised_encoder' and self.temporal_layers == 0
+        x = pool(encoded, 'gap' if averaging else self.classifier)
+        if self.representation_size:
+            x = jnp.tanh(
+                nn.Dense(self.representation_size, dtype=jnp.dtype(self.dtype), name='pre_logits')(x)
+            )
+        out['pre_logits'] = x = x.astype(jnp.float32)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='output_projection')(x)
+        return x, out
+
+    def _attends(self) -> tuple[str, ...]:
+        if self.attention == 'factorised_self_attention':
+            return tuple(self.attention_order.split('_'))
+        return ('time_and_space',) if self.attention == 'factorised_dot_product' else ('all',)
+
+    def _encode(
+        self,
+        x: Tokens,
+        attends: tuple[str, ...],
+        grid: tuple[int, int, int],
+        num_layers: int,
+        cls_suffix: str,
+        name: str,
+        *,
+        train: bool,
+        capture: bool,
+    ) -> tuple[Tokens, list[dict[str, Array]]]:
+        """Runs an encoder over the tokens, with a cls token before them if the classifier wants one."""
+        with_cls = self.classifier == 'token'
+        if with_cls:
+            cls = self.param(f'cls{cls_suffix}', nn.initializers.zeros, (1, 1, self.width))
+            cls = repeat(cls.astype(x.dtype), '1 1 d -> b 1 d', b=x.shape[0])
+            x = jnp.concatenate([cls, x], axis=1)
+        dtype = jnp.dtype(self.dtype)
+        make_block = functools.partial(
+            EncoderBlock,
+            attends=attends,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
+            dtype=dtype,
+        )
+        encoder = Encoder(
+            num_layers=num_layers,
+            grid=grid,
+            num_cls=int(with_cls),
+            position_embedding=self.position_embedding,
+            dropout_rate=self.dropout_rate,
+            drop_path_rate=self.drop_path_rate,
+            final_norm=self.final_norm,
+            norm_epsilon=self.norm_epsilon,
+            dtype=dtype,
+            make_block=make_block,
+            name=name,
+        )
+        return encoder(x, train=train, capture=capture)
+
+    def _factorised_encoder(
+        self, tokens: Float[Array, 'b nt nh nw d'], encode: Any, out: dict[str, Any]
+    ) -> tuple[Tokens, dict[str, list[dict[str, Array]]]]:
+        """Encodes every frame by itself, then the frames' representations together (Model 2)."""
+        batch, nt, nh, nw, _ = tokens.shape
+        frames = rearrange(tokens, 'b nt nh nw d -> (b nt) (nh nw) d')
+        name = 'SpatialTransformer'
+        x, weights = encode(frames, ('all',), (1, nh, nw), self.num_layers, f'_{name}', name)
+        out['spatial'] = rearrange(x, '(b nt) n d -> b nt n d', b=batch)
+        per_frame = [{'space': rearrange(w['all'], '(b t) h q k -> b t h q k', t=nt)} for w in weights if w]
+        attention = {name: per_frame}
+        x = rearrange(pool(x, self.classifier), '(b nt) d -> b nt d', b=batch)
+        if self.temporal_layers:
+            name = 'TemporalTransformer'
+            x, weights = encode(x, ('all',), (nt, 1, 1), self.temporal_layers, f'_{name}', name)
+            attention[name] = [{'time': w['all']} for w in weights if w]
+        return x, attention
+
+
+def pool(x: Float[Array, 'b n d'], classifier: str) -> Float[Array, 'b d']:
+    """Reduces encoded tokens to one vector a row, as `classifier` says."""
+    if classifier in ('token', 'first_token'):
+        return x[:, 0]
+    how = {'gap': 'mean', 'gmp': 'max', 'gsp': 'sum'}[classifier]
+    return reduce(x, 'b n d -> b d', how)
+
+
+def create_model(num_classes: int, **model: Any) -> ViViT:
+    """Returns a ViViT after checking that its settings go together.
+
+    Args:
+        num_classes: Classes, summed over the heads; 0 for a model without a head.
+        **model: The fields of `ViViT`, usually `config.model`.
+
+    Raises:
+        TypeError: If a keyword is not a field.
+        ValueError: If a choice is unknown or settings exclude each other; one line with the value and what
+            is allowed.
+    """
+    if 'tubelet' in model:
+        model['tubelet'] = tuple(model['tubelet'])
+    vivit = ViViT(num_classes, **model)
+    for field, choices in CHOICES.items():
+        value = getattr(vivit, field)
+        if value not in choices:
+            raise ValueError(f'model.{field}={value!r}: choose one of {", ".join(choices)}')
+    _check_numbers(vivit)
+    _check_combinations(vivit)
+    return vivit
+
+
+def _check_numbers(vivit: ViViT) -> None:
+    if vivit.num_classes < 0:
+        raise ValueError(f'num_classes={vivit.num_classes}: must be at least 1, or 0 for no head')
+    for field in ('num_layers', 'num_heads', 'width', 'mlp_dim'):
+        if getattr(vivit, field) < 1:
+            raise ValueError(f'model.{field}={getattr(vivit, field)}: must be at least 1')
+    for field in ('temporal_layers', 'sampled_frames', 'representation_size'):
+        if getattr(vivit, field) < 0:
+            raise ValueError(f'model.{field}={getattr(vivit, field)}: must be 0 or more')
+    for field in ('dropout_rate', 'attention_dropout_rate', 'drop_path_rate'):
+        if not 0.0 <= getattr(vivit, field) < 1.0:
+            raise ValueError(f'model.{field}={getattr(vivit, field)}: must be in [0, 1)')
+    if len(vivit.tubelet) != 3 or min(vivit.tubelet) < 1:
+        raise ValueError(f'model.tubelet={vivit.tubelet}: must be three sizes (t, h, w), each at least 1')
+
+
+def _check_combinations(vivit: ViViT) -> None:
+    if vivit.width % vivit.num_heads:
+        raise ValueError(
+            f'model.num_heads={vivit.num_heads} does not divide model.width={vivit.width} '
+            f'(remainder {vivit.width % vivit.num_heads})'
+        )
+    if vivit.attention == 'factorised_dot_product' and vivit.num_heads % 2:
+        raise ValueError(
+            f'model.num_heads={vivit.num_heads} is odd: factorised_dot_product needs an even number, half of '
+            'them for time and half for space'
+        )
+    if vivit.classifier == 'token' and vivit.attention not in ('spatio_temporal', 'factorised_encoder'):
+        raise ValueError(
+            f"model.classifier='token': {vivit.attention} has no cls token, since it is neither in space nor "
+            f'in time; choose one of {", ".join(CLASSIFIERS[1:])}'
+        )
+    if vivit.embedding == 'uniform_frame_sampling' and vivit.tubelet[0] != 1:
+        raise ValueError(
+            f'model.tubelet={vivit.tubelet}: uniform_frame_sampling embeds single frames, so its time size '
+            f'must be 1, as (1, {vivit.tubelet[1]}, {vivit.tubelet[2]})'
+        )
+    if vivit.embedding == 'tubelet' and vivit.sampled_frames:
+        raise ValueError(
+            f"model.sampled_frames={vivit.sampled_frames} needs model.embedding='uniform_frame_sampling'; "
+            'tubelets take every frame'
+        )

@@ -1,0 +1,199 @@
+"""Learning-rate schedule and optimiser, in small optax pieces.
+
+One step, in order (ViViT section 4.1; the arithmetic is Scenic's):
+
+    g  <- g + decay * w                     l2 only, on the masked leaves
+    g  <- g * max_norm / |g|                where the global norm |g| >= max_norm
+    u  <- momentum m = 0.9 m + g, or Adam
+    w  <- w - lr * u                        lr read at the step before the update
+    w  <- w * (1 - lr * decay)              decoupled only, on the masked leaves
+
+`adamw` differs in its last two lines, see `create_optimizer`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+SCHEDULES = ('cosine', 'constant')
+OPTIMIZERS = ('momentum', 'adam', 'adamw')
+WEIGHT_DECAY_MODES = ('l2', 'decoupled')
+
+
+def _check(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{what} {value!r} is none of {", ".join(choices)}')
+
+
+def learning_rate_schedule(
+    *, learning_rate: float, schedule: str, warmup_steps: float, total_steps: int
+) -> optax.Schedule:
+    """Linear warm-up times cosine decay.
+
+    lr(s) = base * min(1, s / W) * 0.5 (1 + cos(pi * clip((s - W) / (C - floor(W)), 0, 1)))
+
+    with W = warmup_steps and C = total_steps. Only the length of the cosine takes W as a whole number: that is
+    what Scenic's recorded rates for W = 14187.5 show. At its end it stays 0 (Scenic's restarts).
+
+    Args:
+        learning_rate: base, the value right after the warm-up.
+        schedule: 'cosine', or 'constant' (the warm-up alone).
+        warmup_steps: W >= 0, fractions allowed (2.5 epochs seldom are whole steps); 0 for no warm-up.
+        total_steps: C > W, the steps of the whole training.
+
+    Returns:
+        A function of the step count (0 before the first update) giving a float32 scalar.
+
+    Raises:
+        ValueError: an unknown schedule, a negative warm-up, or one as long as a cosine's training.
+    """
+    _check('schedule', schedule, SCHEDULES)
+    if warmup_steps < 0:
+        raise ValueError(f'warmup_steps {warmup_steps} must be >= 0')
+    if schedule == 'cosine' and warmup_steps >= total_steps:
+        raise ValueError(f'warmup_steps {warmup_steps} must be below total_steps {total_steps}')
+
+    def rate(step: ArrayLike) -> Float[Array, '']:
+        step = jnp.asarray(step, jnp.float32)
+        value = jnp.float32(learning_rate)
+        if schedule == 'cosine':
+            progress = jnp.clip((step - warmup_steps) / (total_steps - math.floor(warmup_steps)), 0.0, 1.0)
+            value = value * (0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
+        if warmup_steps > 0:
+            value = value * jnp.minimum(1.0, step / warmup_steps)
+        return value
+
+    return rate
+
+
+def _has_kernel_path(tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: 'kernel' in jax.tree_util.keystr(path), tree)
+
+
+def _has_many_axes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, tree)
+
+
+def _everywhere(tree: Any) -> Any:
+    return jax.tree.map(lambda _: True, tree)
+
+
+MASKS: dict[str, Callable[[Any], Any]] = {
+    'kernels': _has_kernel_path,
+    'matrices': _has_many_axes,
+    'all': _everywhere,
+}
+
+
+def decay_after_update(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Shrinks the weights after the step they just took: w <- (w + u) (1 - lr * decay).
+
+    Scenic's `explicit_weight_decay`. The last piece of a chain, where the updates u already hold -lr.
+
+    Args:
+        schedule: the learning rate, read at the step before the update.
+        weight_decay: decay >= 0.
+
+    Returns:
+        A transformation that needs the parameters in `update`; its state is the step count.
+    """
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError('decay_after_update needs the parameters: update(updates, state, params)')
+        shrink = schedule(state.count) * weight_decay
+        updates = jax.tree.map(lambda u, w: u - shrink * (w + u), updates, params)
+        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def create_optimizer(
+    *,
+    name: str,
+    schedule: optax.Schedule,
+    max_grad_norm: float,
+    weight_decay: float,
+    weight_decay_mode: str,
+    weight_decay_mask: str,
+    momentum: float = 0.9,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Builds the optimiser of the module's docstring. It expects gradients averaged over all devices.
+
+    'adamw' is the conventional w <- w - lr (adam + decay * w), equal to `optax.adamw`. 'adam' (or 'momentum')
+    with 'decoupled' shrinks the weights after the step instead; the two differ by lr^2 * decay * u.
+
+    Args:
+        name: 'momentum' (heavy ball, not Nesterov), 'adam' or 'adamw'.
+        schedule: the learning rate, see `learning_rate_schedule`.
+        max_grad_norm: largest global norm of the gradient, the l2 term included; 0 = no clipping.
+        weight_decay: decay >= 0; 0 = none.
+        weight_decay_mode: 'l2' (coupled: the gradient of 0.5 * decay * sum w^2) or 'decoupled'.
+        weight_decay_mask: which leaves decay: 'kernels' (a path with 'kernel' in it), 'matrices' (more than
+            one axis: with attention biases, class tokens and position embeddings, as Scenic's l2) or 'all'.
+        momentum: decay of 'momentum'.
+        b1: decay of Adam's first moment.
+        b2: decay of Adam's second moment.
+        epsilon: added to the root of Adam's second moment.
+
+    Returns:
+        An optax transformation; `update` needs the parameters. Its state is plain optax tuples of fresh
+        arrays.
+
+    Raises:
+        ValueError: an unknown name, mode or mask, a negative decay or norm, or adamw with 'l2'.
+    """
+    _check('optimizer', name, OPTIMIZERS)
+    _check('weight_decay_mode', weight_decay_mode, WEIGHT_DECAY_MODES)
+    _check('weight_decay_mask', weight_decay_mask, tuple(MASKS))
+    if weight_decay < 0 or max_grad_norm < 0:
+        raise ValueError(f'weight_decay {weight_decay} and max_grad_norm {max_grad_norm} must be >= 0')
+    if name == 'adamw' and weight_decay_mode == 'l2':
+        raise ValueError("optimizer 'adamw' takes weight_decay_mode 'decoupled'; for 'l2' use 'adam'")
+    mask = MASKS[weight_decay_mask]
+    pieces = []
+    if weight_decay > 0 and weight_decay_mode == 'l2':
+        pieces.append(optax.add_decayed_weights(weight_decay, mask))
+    if max_grad_norm > 0:
+        pieces.append(optax.clip_by_global_norm(max_grad_norm))
+    if name == 'momentum':
+        pieces.append(optax.trace(momentum))
+    else:
+        pieces.append(optax.scale_by_adam(b1, b2, epsilon))
+    if weight_decay > 0 and name == 'adamw':
+        pieces.append(optax.add_decayed_weights(weight_decay, mask))
+    pieces.append(optax.scale_by_learning_rate(schedule))
+    if weight_decay > 0 and weight_decay_mode == 'decoupled' and name != 'adamw':
+        pieces.append(optax.masked(decay_after_update(schedule, weight_decay), mask))
+    return optax.chain(*pieces)
+
+
+def ema_update(ema_params: Any, params: Any, decay: float, step: ArrayLike | None = None) -> Any:
+    """Exponential moving average of the parameters, e <- d e + (1 - d) w.
+
+    Args:
+        ema_params: the average. Start it as a copy (`jax.tree.map(jnp.copy, params)`): buffers that it shared
+            with the parameters could not be donated.
+        params: parameters after the step, the same tree.
+        decay: d in [0, 1).
+        step: steps done before this one. When given, d = min(decay, (1 + step) / (10 + step)), so that a
+            young average follows quickly.
+
+    Returns:
+        The new average, the same tree.
+    """
+    kept = decay if step is None else jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, w: kept * e + (1.0 - kept) * w, ema_params, params)

@@ -1,0 +1,72 @@
+"""Where arrays live: batches split over all devices, parameters copied to each or shared by some.
+
+Scenic trained with `pmap`, a program a device; here one `jit`-compiled program sees whole arrays and the compiler
+places the parts, so that gradients are averaged before they are clipped and nothing is written twice.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Arrays smaller than this are copied to every device: sharing them costs more time than it saves memory.
+SMALLEST_SHARED = 2**14
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of all devices (or those given) with the axes 'data' and 'fsdp'.
+
+    Args:
+        fsdp: Devices that share one copy of the parameters and the optimiser's state; 1 copies both to each.
+        devices: Which devices; all by default.
+
+    Raises:
+        ValueError: If `fsdp` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(f'sharding.fsdp={fsdp}: must divide the number of devices, {len(devices)}')
+    # Automatic axes: linen modules do not know of explicitly sharded ones.
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that copies an array to every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that splits the first axis, of examples, over all devices."""
+    return NamedSharding(mesh, P(('data', 'fsdp')))
+
+
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
+    """Returns a sharding for every array of parameters and optimiser state.
+
+    Each is split along its longest axis that the 'fsdp' axis divides; small arrays and those with no such axis
+    are copied.
+
+    Args:
+        mesh: From `make_mesh`.
+        tree: Arrays or their shapes.
+    """
+    shards = mesh.shape['fsdp']
+
+    def one(array: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(array.shape) if size % shards == 0]
+        if shards == 1 or not axes or math.prod(array.shape) < SMALLEST_SHARED:
+            return replicated(mesh)
+        split = max(axes, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, P(*('fsdp' if axis == split else None for axis in range(array.ndim))))
+
+    return jax.tree.map(one, tree)
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins the rows that each process read to one batch split over all devices, in order of the processes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,43 @@
+"""Ending a run in good order when it is told to: Ctrl-C, or a terminate signal from a scheduler."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved.
+
+    Attributes:
+        exit_code: 128 + the signal's number: 130 after SIGINT, 143 after SIGTERM, as shells have it.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(f'stopped by {signal.Signals(signum).name}: {message}')
+        self.exit_code = 128 + signum
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; after the first, a second one acts as usual."""
+    caught: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        restore()
+
+    # Only a main thread may set handlers; in others, signals are somebody else's.
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        restore()

@@ -1,0 +1,384 @@
+"""Training, from a configuration to a trained and evaluated model: the whole story, in order."""
+
+import functools
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from vivit_jax import config as config_module
+from vivit_jax import evaluate, experiment, losses, sharding
+from vivit_jax.checkpoint import Checkpoints
+from vivit_jax.data import pipeline
+from vivit_jax.data.record import Source
+from vivit_jax.mixup import mixup
+from vivit_jax.models.cost import multiply_adds
+from vivit_jax.models.vivit import ViViT
+from vivit_jax.optimizer import ema_update
+from vivit_jax.signals import Stopped, caught_signals
+from vivit_jax.writers import MetricWriter, Terminal, device_memory, progress_text
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        step: Steps done, int32 scalar.
+        params: The model's parameters.
+        opt_state: The optimiser's state.
+        ema: Moving average of the parameters, None without.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    ema: Any | None
+
+
+def create_state(
+    model: ViViT,
+    optimizer: optax.GradientTransformation,
+    clip: tuple[int, int, int, int],
+    *,
+    seed: int,
+    with_ema: bool,
+) -> TrainState:
+    """Returns fresh parameters and optimiser state for clips of `clip = (t, h, w, c)`."""
+    params = model.init(jax.random.key(seed), jnp.zeros((1, *clip), jnp.float32))['params']
+    ema = jax.tree.map(jnp.copy, params) if with_ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+
+def train_step(
+    state: TrainState,
+    batch: pipeline.Batch,
+    *,
+    model: ViViT,
+    optimizer: optax.GradientTransformation,
+    loss: str,
+    head_sizes: tuple[int, ...],
+    label_smoothing: float,
+    mixup_alpha: float,
+    ema_decay: float,
+    seed: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of gradient descent.
+
+    The batch is seen whole, however it is split over devices: its gradient is the average over all examples
+    before it is clipped. Randomness comes from the seed and the step alone.
+
+    Args:
+        state: Where training stands.
+        batch: `video` `[b t h w c]`, `label`, `mask` as the pipeline gives them.
+        model: The model.
+        optimizer: See `optimizer.create_optimizer`.
+        loss: 'softmax' or 'sigmoid'.
+        head_sizes: Classes of each head.
+        label_smoothing: See `losses.smooth_labels`.
+        mixup_alpha: See `mixup.mixup`; 0 leaves it out.
+        ema_decay: Of the moving average; 0 when there is none.
+        seed: Of mixup, dropout and stochastic depth.
+
+    Returns:
+        The next state, and float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`.
+    """
+    mixup_rng, dropout_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    video = evaluate.to_float(batch['video'])
+    targets = losses.one_hot_targets(batch['label'], head_sizes)
+    if mixup_alpha:
+        video, targets = mixup(mixup_rng, video, targets, alpha=mixup_alpha)
+
+    def mean_loss(params: Any) -> jax.Array:
+        logits, _ = model.apply({'params': params}, video, train=True, rngs={'dropout': dropout_rng})
+        each = losses.per_example_loss(
+            logits, targets, loss=loss, head_sizes=head_sizes, label_smoothing=label_smoothing
+        )
+        return losses.masked_mean(each, batch['mask'])
+
+    value, gradient = jax.value_and_grad(mean_loss)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema if state.ema is None else ema_update(state.ema, params, ema_decay, state.step)
+    scalars = {
+        'loss': value,
+        'grad_norm': optax.global_norm(gradient),
+        'update_norm': optax.global_norm(updates),
+    }
+    return TrainState(state.step + 1, params, opt_state, ema), scalars
+
+
+class Run:
+    """A run under way: the compiled step and its state, and what is done between steps.
+
+    Args:
+        config: The configuration.
+        folder: The workdir.
+        source: What is trained on.
+        validation: What is looked at on the way.
+        terminal: Where the run speaks.
+    """
+
+    def __init__(
+        self, config: ConfigDict, folder: pathlib.Path, source: Source, validation: Source, terminal: Terminal
+    ):
+        self.config, self.folder, self.terminal = config, folder, terminal
+        self.source, self.validation = source, validation
+        self.mesh = sharding.make_mesh(config.sharding.fsdp)
+        self.sizes = experiment.head_sizes(config, self.source)
+        self.model = experiment.make_model(config, self.source)
+        self.plan = experiment.plan(config, len(self.source))
+        self.optimizer, self.schedule = experiment.make_optimizer(config, self.plan)
+        self.window: list[dict[str, Any]] = []
+        self.last_good: int | None = None
+        self._eval_step: evaluate.EvalStep | None = None
+        training = config.training
+        self.create = functools.partial(
+            create_state,
+            self.model,
+            self.optimizer,
+            experiment.clip_shape(config),
+            seed=config.seed,
+            with_ema=training.ema_decay > 0,
+        )
+        self.shapes = jax.eval_shape(self.create)
+        self.placement = sharding.state_sharding(self.mesh, self.shapes)
+        step = functools.partial(
+            train_step,
+            model=self.model,
+            optimizer=self.optimizer,
+            loss=training.loss,
+            head_sizes=self.sizes,
+            label_smoothing=training.label_smoothing,
+            mixup_alpha=training.mixup_alpha,
+            ema_decay=training.ema_decay,
+            seed=config.seed,
+        )
+        self.step = jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(self.placement, sharding.batch_sharding(self.mesh)),
+            out_shardings=(self.placement, sharding.replicated(self.mesh)),
+        )
+
+    def begin(self, checkpoints: Checkpoints) -> TrainState:
+        """Returns the state to start from: that of the last checkpoint, else a fresh one."""
+        step = checkpoints.latest_step()
+        if step is None:
+            return jax.jit(self.create, out_shardings=self.placement)()
+        meta = checkpoints.meta(step)
+        evaluate.check_same(meta['config'], self.config, self.folder)
+        if meta['data_digest'] != self.source.digest:
+            raise ValueError(
+                f'{self.folder} was trained on other data than the {self.config.data.train_split!r} split now '
+                'holds: choose another --workdir to start anew'
+            )
+        self.window, self.last_good = meta['window'], step
+        items = {'params': self.shapes.params, 'optimizer': self.shapes.opt_state}
+        if self.shapes.ema is not None:
+            items['ema'] = self.shapes.ema
+        saved = checkpoints.restore(step, self.mesh, **items)
+        count = jax.device_put(np.int32(step), sharding.replicated(self.mesh))
+        return TrainState(count, saved['params'], saved['optimizer'], saved.get('ema'))
+
+    def save(
+        self, checkpoints: Checkpoints, state: TrainState, step: int, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Starts a checkpoint of a state known to be finite."""
+        self.check_finite(step)
+        meta = {
+            'config': self.config.to_dict(),
+            'class_names': list(self.source.class_names),
+            'data_digest': self.source.digest,
+            'window': self.window,
+        }
+        checkpoints.save(
+            step, params=state.params, ema=state.ema, optimizer=state.opt_state, meta=meta, metrics=metrics
+        )
+        self.last_good = step
+
+    def check_finite(self, step: int) -> None:
+        """Fetches the scalars of the steps since the last log, the last of them being `step`."""
+        self.window = jax.tree.map(float, jax.device_get(self.window))
+        first = step - len(self.window) + 1
+        for number, scalars in enumerate(self.window, start=first):
+            if not math.isfinite(scalars['loss']) or not math.isfinite(scalars['grad_norm']):
+                raise NonFiniteLoss(
+                    f'loss {scalars["loss"]} with gradient norm {scalars["grad_norm"]} at step {number}; last good '
+                    f'checkpoint: {"none" if self.last_good is None else f"step {self.last_good}"} in '
+                    f'{self.folder}. Try a lower optimizer.learning_rate, a longer optimizer.warmup_epochs, a '
+                    "smaller optimizer.max_grad_norm, or model.dtype='float32'"
+                )
+
+    def log(self, step: int) -> dict[str, float]:
+        """Returns the means over the steps since the last log, and forgets these."""
+        self.check_finite(step)
+        names = self.window[0]
+        means = {name: math.fsum(row[name] for row in self.window) / len(self.window) for name in names}
+        self.window = []
+        return {
+            **means,
+            'learning_rate': float(self.schedule(step - 1)),
+            'epoch': step / self.plan.steps_per_epoch,
+        }
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """Evaluates one view of the validation split."""
+        if self._eval_step is None:
+            self._eval_step = evaluate.make_eval_step(self.config, self.model, self.sizes, self.mesh)
+        params = state.params if state.ema is None else state.ema
+        outcome = evaluate.evaluate_source(
+            self.config,
+            self.validation,
+            params,
+            self._eval_step,
+            self.mesh,
+            on_batch=functools.partial(self.terminal.bar, 'validating'),
+        )
+        return outcome.metrics
+
+    def announce(self, first: int) -> None:
+        """Says what is about to happen: devices, model, cost, data, steps."""
+        config, steps = self.config, self.plan
+        clip = experiment.clip_shape(config)
+        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes.params))
+        gflops = multiply_adds(self.model, clip) / 1e9
+        changed = config_module.differences(config_module.default_config(), config)
+        device, mesh = self.mesh.devices.flat[0], self.mesh
+        axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+        processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
+        lines = {
+            'model': f'{config.model.attention}, {parameters / 1e6:.3f} M parameters, {gflops:.3f} GFLOPs '
+            f'(multiply-adds) a clip of {" x ".join(map(str, clip))}, {config.model.dtype}',
+            'devices': f'{mesh.devices.size} x {device.device_kind} ({device.platform}), {axes}{processes}',
+            'data': f'{config.data.source}: {len(self.source):,} training and {len(self.validation):,} '
+            f'validation examples, {sum(self.sizes)} classes',
+            'steps': f'{steps.total_steps:,} of {config.training.batch_size} clips '
+            f'({steps.total_steps / steps.steps_per_epoch:.3g} epochs), validation every {steps.evaluate_every:,}',
+            'settings': f'{len(changed)} differ from the base; all are in {self.folder / "config.json"}',
+        }
+        self.terminal.say(f'{config.name}: {self.folder}', style='bold')
+        for label, text in lines.items():
+            self.terminal.say(f'  {label:<9} {text}')
+        if first >= steps.total_steps:
+            self.terminal.say(f'already trained to step {first}')
+        elif first:
+            self.terminal.say(f'going on from step {first}')
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Trains, validates and checkpoints, then evaluates the test splits with all views.
+
+    Goes on from the last checkpoint if the workdir holds one of the same configuration: the numbers are then
+    those that an uninterrupted run would have given.
+
+    Args:
+        config: See `config.default_config`.
+        workdir: Created if it is not there.
+
+    Returns:
+        The test metrics by split, as in `eval.json`.
+
+    Raises:
+        ValueError: If the configuration, the data or the workdir do not allow to start; one line.
+        NonFiniteLoss: If the loss is NaN or infinite.
+        Stopped: On SIGINT or SIGTERM, after saving.
+    """
+    folder = pathlib.Path(workdir)
+    with Terminal() as terminal, caught_signals() as caught:
+        source = experiment.make_source(config, config.data.train_split)
+        validation = experiment.make_source(config, config.data.validation_split)
+        run = Run(config, folder, source, validation, terminal)
+        folder.mkdir(parents=True, exist_ok=True)
+        best_metric = config.checkpoint.best_metric
+        with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
+            state = run.begin(checkpoints)
+            first = int(state.step)
+            if jax.process_index() == 0:
+                (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+            run.announce(first)
+            with MetricWriter(folder, resume_step=first) as writer:
+                state = _loop(run, state, first, checkpoints, writer, caught)
+            step = checkpoints.best_step()
+            if step == run.plan.total_steps:
+                params = state.params if state.ema is None else state.ema
+            else:
+                checkpoints.wait()
+                params = evaluate.load_params(checkpoints, step, run.model, config, run.mesh)
+        best = f', the best by {best_metric}' if best_metric else ''
+        terminal.say(f'evaluating step {step}{best}')
+        report = evaluate.evaluate_tests(config, params, run.model, run.mesh, folder, terminal)
+        terminal.say(
+            f'also there: checkpoints/, config.json, metrics.jsonl; curves: tensorboard --logdir {folder}'
+        )
+        return report
+
+
+def _loop(
+    run: Run, state: TrainState, first: int, checkpoints: Checkpoints, writer: MetricWriter, caught: list[int]
+) -> TrainState:
+    """Steps from `first` to the end of the plan, with everything that is due between steps."""
+    config, total = run.config, run.plan.total_steps
+    log_every, save_every = config.training.log_every, config.checkpoint.every_steps
+    reading: dict[str, Any] = experiment.reading(config, run.mesh)
+    examples = experiment.training_examples(config, run.source)
+    batch_size = config.training.batch_size
+    with pipeline.batches(
+        examples, batch_size=batch_size, first_step=first, last_step=total, **reading
+    ) as batches:
+        began = lap = time.perf_counter()
+        logged, waited = first, 0.0
+        for step in range(first + 1, total + 1):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            state, scalars = run.step(state, batch)
+            run.window.append(scalars)
+            if step == first + 1:
+                # Compilation is over once the first step is: it is not to blur the rates.
+                jax.block_until_ready(scalars)
+                run.terminal.say(f'compiled in {time.perf_counter() - began:.1f} s')
+                began = lap = time.perf_counter()
+                logged, waited = step, 0.0
+            if step % log_every == 0 or step == total:
+                means = run.log(step)
+                now = time.perf_counter()
+                seconds = max(now - lap, 1e-9)
+                means['clips_per_second'] = max(step - logged, 1) * batch_size / seconds
+                means['data_wait'] = min(waited / seconds, 1.0)
+                if (memory := device_memory()) is not None:
+                    means['device_memory'] = memory
+                writer.write(step, 'train', means)
+                left = (now - began) / max(step - first - 1, 1) * (total - step)
+                run.terminal.progress(step, total, progress_text(means, seconds_left=left))
+                lap, logged, waited = time.perf_counter(), step, 0.0
+            if step % run.plan.evaluate_every == 0 or step == total:
+                paused = time.perf_counter()
+                metrics = run.validate(state)
+                writer.write(step, 'validation', metrics)
+                run.terminal.say(f'step {step}  validation  {_line(metrics)}')
+                run.save(checkpoints, state, step, metrics)
+                lap += time.perf_counter() - paused
+            elif step % save_every == 0 or caught:
+                run.save(checkpoints, state, step)
+            if caught and step < total:
+                checkpoints.wait()
+                raise Stopped(caught[0], f'saved step {step} of {total}; the same command goes on from there')
+    return state
+
+
+def _line(metrics: dict[str, float]) -> str:
+    """Formats the scalars of an evaluation."""
+    return '  '.join(f'{name} {value:.4g}' for name, value in metrics.items())

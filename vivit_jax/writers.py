@@ -1,0 +1,147 @@
+"""What a run tells: a progress line for people, `metrics.jsonl` and TensorBoard events for programs."""
+
+import datetime
+import json
+import math
+import pathlib
+from typing import Any, Self
+
+import jax
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+
+class MetricWriter:
+    """Writes scalars to `metrics.jsonl` and TensorBoard; only the first process does.
+
+    Args:
+        folder: The workdir.
+        resume_step: What was written after this step, by a run that ended before its next checkpoint, is
+            removed. 0 starts afresh.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int = 0):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = folder / 'metrics.jsonl'
+        cut_back(path, resume_step)
+        self._file = path.open('a', encoding='utf-8')
+        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._active:
+            self._file.close()
+            self._events.close()
+
+    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        """Writes one JSON object, `{"step": …, "split": …, **scalars}`, and the events."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({'step': step, 'split': split, **scalars}) + '\n')
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(f'{split}/{name}', value, step)
+
+
+def cut_back(path: pathlib.Path, step: int) -> None:
+    """Removes the lines of `metrics.jsonl` that are past `step`, and a line that was not written to its end."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding='utf-8').splitlines():
+        try:
+            within = json.loads(line)['step'] <= step
+        except (json.JSONDecodeError, KeyError):
+            within = False
+        if within:
+            kept.append(line + '\n')
+    path.write_text(''.join(kept), encoding='utf-8')
+
+
+class Terminal:
+    """Lines and a live progress bar on a terminal; plain lines where the output is a file or a pipe.
+
+    Only the first process speaks.
+    """
+
+    def __init__(self) -> None:
+        self._console = rich.console.Console(
+            highlight=False, soft_wrap=True, quiet=jax.process_index() != 0, emoji=False
+        )
+        columns = (
+            rich.progress.TextColumn('{task.description}'),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn('{task.fields[text]}'),
+        )
+        self._bars = rich.progress.Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        )
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str = '', style: str | None = None) -> None:
+        """Prints a line."""
+        self._console.print(text, style=style, markup=False)
+
+    def table(self, report: dict[str, dict[str, Any]]) -> None:
+        """Prints metrics by split, a row each."""
+        scalars = {
+            split: {name: value for name, value in values.items() if isinstance(value, int | float)}
+            for split, values in report.items()
+        }
+        columns = dict.fromkeys(name for values in scalars.values() for name in values)
+        table = rich.table.Table('split', *columns, box=rich.box.SIMPLE_HEAD)
+        for split, values in scalars.items():
+            cells = (values.get(name, '') for name in columns)
+            table.add_row(split, *(f'{cell:.4f}' if isinstance(cell, float) else str(cell) for cell in cells))
+        self._console.print(table)
+
+    def bar(self, phase: str, done: int, total: int, text: str = '') -> None:
+        """Moves the bar of a phase (terminal only); at the end it goes away."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=total, text=text)
+        self._bars.update(self._tasks[phase], completed=done, total=total, text=text)
+        if done >= total:
+            self._bars.remove_task(self._tasks.pop(phase))
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Reports training: moves the bar, or prints a line where there is no terminal."""
+        self.bar('training', done, total, text)
+        if not self._console.is_terminal:
+            self.say(f'step {done:>{len(str(total))}}/{total}  {text}')
+
+
+def progress_text(scalars: dict[str, float], *, seconds_left: float) -> str:
+    """Formats the numbers of a progress line."""
+    parts = [f'loss {scalars["loss"]:.4f}', f'lr {scalars["learning_rate"]:.2e}']
+    parts.append(f'{scalars["clips_per_second"]:.1f} clips/s')
+    parts.append(f'data wait {scalars["data_wait"]:.0%}')
+    parts.append(f'ETA {duration(seconds_left)}')
+    if 'device_memory' in scalars:
+        parts.append(f'memory {scalars["device_memory"] / 2**30:.1f} GiB')
+    return '  '.join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `1:02:03`, with days before where there are any."""
+    return str(datetime.timedelta(seconds=math.ceil(seconds)))
+
+
+def device_memory() -> int | None:
+    """Returns the peak memory of the first device in bytes, None where it does not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get('peak_bytes_in_use') if stats else None
