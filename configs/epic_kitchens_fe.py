@@ -22,6 +22,7 @@ def get_config(size='L/16x2'):
     config.name = 'epic_kitchens_fe'
     config.model.drop_path_rate = 0.2
     config.data.heads = ('noun', 'verb')
+    config.data.dataset = 'EPIC-Kitchens-100'
     config.data.num_classes = (300, 97)
     config.data.stride = 1
     config.data.colour_jitter = 0.0

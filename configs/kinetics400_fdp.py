@@ -19,5 +19,6 @@ def get_config(size='B/16x2'):
     config.name = 'kinetics400_fdp'
     config.model.attention = 'factorised_dot_product'
     config.model.classifier = 'gap'  # no cls token: it is in neither space nor time
+    config.data.dataset = 'Kinetics-400'
     config.data.num_classes = (400,)
     return apply_size(config, size)

@@ -23,5 +23,6 @@ def get_config(size='B/16x2'):
     config = default_config()
     config.name = 'kinetics400_fe'
     config.model.attention = 'factorised_encoder'
+    config.data.dataset = 'Kinetics-400'
     config.data.num_classes = (400,)
     return apply_size(config, size)

@@ -16,5 +16,6 @@ def get_config(size='L/16x2'):
     """Returns the config of a size, as L/16x2 or B/16x4@64: SIZE/PATCHxTUBELET[@FRAMES]."""
     config = default_config()
     config.name = 'kinetics600_fe'
+    config.data.dataset = 'Kinetics-600'
     config.data.num_classes = (600,)
     return apply_size(config, size)

@@ -16,6 +16,7 @@ def get_config(size='L/16x2'):
     """Returns the config of a size, as L/16x2 or B/16x4@64: SIZE/PATCHxTUBELET[@FRAMES]."""
     config = default_config()
     config.name = 'moments_in_time_fe'
+    config.data.dataset = 'Moments in Time'
     config.data.num_classes = (339,)
     config.training.epochs = 10.0
     config.optimizer.learning_rate = 0.25

@@ -20,7 +20,8 @@ def get_config():
     config.model.num_layers, config.model.temporal_layers = 2, 2
     config.model.num_heads = 4
     config.model.width, config.model.mlp_dim = 64, 128
-    config.model.tubelet = (2, 8, 8)
+    config.model.tubelet = (4, 4, 4)
+    config.model.kernel_init = 'random'  # from scratch, every frame of a tubelet counts from the start
     config.model.classifier = 'gap'
     config.data.source = 'moving_digits'
     config.data.test_splits = ('test', 'test_shuffled', 'test_still')
@@ -34,8 +35,8 @@ def get_config():
     config.training.epochs = 2.0
     config.training.batch_size = 32
     config.optimizer.name = 'adamw'
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_epochs = 0.2
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_epochs = 0.1
     config.optimizer.weight_decay = 0.05
     config.evaluation.every_epochs = 0.5
     config.evaluation.batch_size = 128

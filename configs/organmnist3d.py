@@ -27,6 +27,7 @@ def get_config(size=''):
     config.model.dropout_rate = 0.1
     config.data.source = 'medmnist'
     config.data.test_splits = ('test',)
+    config.data.dataset = 'OrganMNIST3D (organmnist3d.npz of MedMNIST v2)'
     config.data.num_classes = (11,)
     config.data.frames, config.data.stride = 28, 1
     config.data.short_side, config.data.scale_jitter = 0, (1.0, 1.0)

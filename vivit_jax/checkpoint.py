@@ -6,7 +6,7 @@ class names, a digest of the training data, and what had not been logged yet.
 """
 
 import pathlib
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,27 +27,20 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int = 1, best_metric: str = ''):
-        policies = [checkpoint_managers.LatestN(n=max(keep, 1))]
+        policies: list[Any] = [checkpoint_managers.LatestN(n=max(keep, 1))]
         if best_metric:
-            policies.append(
-                checkpoint_managers.BestN(
-                    n=1,
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=best_metric.endswith('loss'),
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            policies.append(checkpoint_managers.BestN(n=1, get_metric_fn=_score))
         self._best_metric = best_metric
         self.folder = pathlib.Path(folder).absolute() / 'checkpoints'
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                create=True,
+                best_fn=_score if best_metric else None,
             ),
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> 'Checkpoints':
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -64,17 +57,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Returns the step that is best by the metric, else the latest one, None if there is none."""
-        scored = {step: self._metric(step) for step in self.steps()} if self._best_metric else {}
-        known = {step: metric for step, metric in scored.items() if metric is not None}
-        if not known:
-            return self.latest_step()
-        best = min if self._best_metric.endswith('loss') else max
-        # Of equal ones the latest, as the manager keeps that one.
-        return best(sorted(known, reverse=True), key=known.__getitem__)
-
-    def _metric(self, step: int) -> float | None:
-        metrics = self._manager.metrics(step)
-        return metrics.get(self._best_metric) if metrics else None
+        return self._manager.best_step()
 
     def save(
         self,
@@ -89,6 +72,9 @@ class Checkpoints:
         """Starts writing a checkpoint; returns once the arrays may be overwritten.
 
         A step that is there already is left as it is.
+
+        Raises:
+            ValueError: If the metrics have no `best_metric`.
         """
         if step in self._manager.all_steps():
             return
@@ -99,7 +85,20 @@ class Checkpoints:
         }
         if ema is not None:
             items['ema'] = ocp.args.StandardSave(ema)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        score = {'score': self._rate(metrics)} if self._best_metric else None
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=score)
+
+    def _rate(self, metrics: dict[str, float] | None) -> float:
+        """Higher is better; what was not validated is worse than all that was."""
+        if metrics is None:
+            return float('-inf')
+        if self._best_metric not in metrics:
+            raise ValueError(
+                f'checkpoint.best_metric={self._best_metric!r} is no validation metric: choose one of '
+                f"{', '.join(metrics)}, or '' for the latest"
+            )
+        value = metrics[self._best_metric]
+        return -value if self._best_metric.endswith('loss') else value
 
     def wait(self) -> None:
         """Waits until what was started is written."""
@@ -127,3 +126,7 @@ class Checkpoints:
             )
             args[item] = ocp.args.StandardRestore(placed)
         return dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics['score']

@@ -30,6 +30,7 @@ SIZE_FORM = 'SIZE/PATCHxTUBELET[@FRAMES], as B/16x2 or L/14x4@64; sizes: ' + ', 
 # Settings that a run may change when it goes on, since its numbers do not depend on them.
 FREE_TO_CHANGE = (
     'data.root',
+    'data.dataset',
     'data.threads',
     'data.workers',
     'data.prefetch',
@@ -95,6 +96,7 @@ def _data() -> ConfigDict:
     data = ConfigDict()
     data.source = 'video_files'  # video_files | medmnist | moving_digits
     data.root = placeholder(str)  # folder that holds the data
+    data.dataset = ''  # what the data is called, where it has to be fetched: said when it is missing
     data.train_split = 'train'
     data.validation_split = 'validation'  # looked at during training
     data.test_splits = ('validation',)  # evaluated with all views at the end
@@ -116,7 +118,7 @@ def _data() -> ConfigDict:
     data.workers = 0  # processes beside this one; 0: threads of this one suffice
     data.prefetch = 2  # batches ready on the device
     data.moving_digits = ConfigDict()
-    data.moving_digits.train_size = 16_384  # clips that count as an epoch
+    data.moving_digits.train_size = 16_000  # clips that count as an epoch
     data.moving_digits.validation_size = 512  # clips
     data.moving_digits.test_size = 2_048  # clips
     data.moving_digits.canvas = 32  # pixels

@@ -150,6 +150,7 @@ def evaluate_tests(
     """
     views = (config.evaluation.temporal_views, config.evaluation.spatial_views)
     report: dict[str, dict[str, Any]] = {}
+    summary: dict[str, dict[str, float]] = {}
     rows: list[list[Any]] = []
     step: EvalStep | None = None
     main_process = jax.process_index() == 0
@@ -159,6 +160,7 @@ def evaluate_tests(
         step = step or make_eval_step(config, model, sizes, mesh)
         on_batch = functools.partial(terminal.bar, f'evaluating {split}')
         outcome = evaluate_source(config, source, params, step, mesh, views=views, on_batch=on_batch)
+        summary[split] = outcome.metrics
         report[split] = {**outcome.metrics, 'views': list(views)}
         names = list(source.class_names)
         if config.training.loss == 'softmax' and len(sizes) == 1:
@@ -171,7 +173,7 @@ def evaluate_tests(
     if main_process:
         (folder / 'eval.json').write_text(json.dumps(report, indent=2) + '\n')
         _write_csv(folder / 'predictions.csv', PREDICTION_COLUMNS, rows)
-    terminal.table(report)
+    terminal.table(summary)
     terminal.say(f'written to {folder}: eval.json, predictions.csv, confusion_*.csv')
     return report
 

@@ -15,9 +15,20 @@ from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 def make_source(config: ConfigDict, split: str) -> Source:
     """Opens a split; a ValueError of one line says which setting is wrong or which data is missing."""
     data = config.data
+    if data.root is None and data.source != 'moving_digits':
+        raise ValueError(
+            f'config.data.root is not set: get {data.dataset or "your videos"} and give its folder, laid out as '
+            f'the docstring of the config tells, with --config.data.root=FOLDER'
+        )
     options = dict(data[data.source]) if data.source in data else {}
     source = pipeline.make_source(
-        data.source, split, root=data.root, frames=data.frames, seed=config.seed, options=options
+        data.source,
+        split,
+        root=data.root,
+        num_classes=tuple(data.num_classes),
+        frames=data.frames,
+        seed=config.seed,
+        options=options,
     )
     if not len(source):
         raise ValueError(
@@ -84,10 +95,17 @@ def plan(config: ConfigDict, num_examples: int) -> Plan:
 def make_optimizer(config: ConfigDict, steps: Plan) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Creates the optimiser, and the learning rate by step."""
     settings = config.optimizer
+    warmup = float(settings.warmup_steps or settings.warmup_epochs * steps.steps_per_epoch)
+    if warmup >= steps.total_steps:
+        raise ValueError(
+            f'the warm-up of {warmup:g} steps (optimizer.warmup_epochs={settings.warmup_epochs}, '
+            f'optimizer.warmup_steps={settings.warmup_steps}) must be shorter than the {steps.total_steps} steps of '
+            'training: set optimizer.warmup_steps or train longer'
+        )
     schedule = learning_rate_schedule(
         learning_rate=settings.learning_rate,
         schedule=settings.schedule,
-        warmup_steps=float(settings.warmup_steps or settings.warmup_epochs * steps.steps_per_epoch),
+        warmup_steps=warmup,
         total_steps=steps.total_steps,
     )
     optimizer = create_optimizer(

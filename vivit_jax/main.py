@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traced = os.environ.get('VIVIT_JAX_TRACEBACK')
     try:
         config = config_module.load(parsed.config, overrides)
+        if parsed.distributed:
+            import jax
+
+            jax.distributed.initialize()
         return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
     except (ValueError, OSError) as error:
         if traced or '\n' in str(error):
@@ -55,6 +59,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     parser.add_argument('--workdir', metavar='DIR', help='folder of the run; default: runs/NAME-OVERRIDES')
+    parser.add_argument(
+        '--distributed',
+        action='store_true',
+        help='this is one of several processes (TPU pods, Slurm, Open MPI): the same command on each; where they '
+        'are not found by themselves: JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=N JAX_PROCESS_ID=I',
+    )
     parser.add_argument('--mode', choices=MODES, default='train', help='default: train')
     parsed, rest = parser.parse_known_args(arguments)
     overrides = {}
@@ -62,9 +72,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         option = rest.pop(0)
         match = re.fullmatch(r'--config\.([^=]+)(?:=(.*))?', option, re.DOTALL)
         if not match:
-            parser.error(
-                f'{option!r} is no option: there are --config, --config.KEY=VALUE, --workdir and --mode'
-            )
+            parser.error(f'{option!r} is no option: see --help')
         if match[2] is None and not rest:
             parser.error(f'{option} needs a value, as {option}=VALUE')
         overrides[match[1]] = rest.pop(0) if match[2] is None else match[2]
@@ -75,11 +83,11 @@ def default_workdir(spec: str, config: ConfigDict) -> str:
     """Returns runs/NAME, with what was overridden after it, so that runs with other settings do not meet."""
     changed = config_module.differences(config_module.load(spec), config)
     parts = [
-        f'{key.rpartition(".")[2]}={value}'
+        f'{key.rpartition(".")[2]}=' + re.sub(r'[^\w.]+', '_', str(value)).strip('_')
         for key, (_, value) in changed.items()
         if key not in config_module.FREE_TO_CHANGE
     ]
-    return '-'.join([f'runs/{config.name}', *(re.sub(r'[^\w.=]+', '_', part).strip('_') for part in parts)])
+    return '-'.join([f'runs/{config.name}', *parts])
 
 
 def _run(mode: str, config: ConfigDict, workdir: str) -> int:

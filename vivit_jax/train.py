@@ -36,15 +36,15 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-        step: Steps done, int32 scalar.
+        step: Steps done, int32 scalar. (Shapes or shardings may stand in for the arrays.)
         params: The model's parameters.
         opt_state: The optimiser's state.
         ema: Moving average of the parameters, None without.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
-    opt_state: optax.OptState
+    opt_state: Any
     ema: Any | None
 
 
@@ -311,11 +311,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
             run.announce(first)
             with MetricWriter(folder, resume_step=first) as writer:
                 state = _loop(run, state, first, checkpoints, writer, caught)
+            checkpoints.wait()
             step = checkpoints.best_step()
-            if step == run.plan.total_steps:
-                params = state.params if state.ema is None else state.ema
-            else:
-                checkpoints.wait()
+            params = state.params if state.ema is None else state.ema
+            if step is not None and step != run.plan.total_steps:
                 params = evaluate.load_params(checkpoints, step, run.model, config, run.mesh)
         best = f', the best by {best_metric}' if best_metric else ''
         terminal.say(f'evaluating step {step}{best}')

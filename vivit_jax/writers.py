@@ -4,7 +4,7 @@ import datetime
 import json
 import math
 import pathlib
-from typing import Any, Self
+from typing import Any
 
 import jax
 import rich.box
@@ -32,7 +32,7 @@ class MetricWriter:
         self._file = path.open('a', encoding='utf-8')
         self._events = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> 'MetricWriter':
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -86,7 +86,7 @@ class Terminal:
         )
         self._tasks: dict[str, rich.progress.TaskID] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> 'Terminal':
         self._bars.start()
         return self
 
@@ -97,15 +97,13 @@ class Terminal:
         """Prints a line."""
         self._console.print(text, style=style, markup=False)
 
-    def table(self, report: dict[str, dict[str, Any]]) -> None:
-        """Prints metrics by split, a row each."""
-        scalars = {
-            split: {name: value for name, value in values.items() if isinstance(value, int | float)}
-            for split, values in report.items()
-        }
-        columns = dict.fromkeys(name for values in scalars.values() for name in values)
-        table = rich.table.Table('split', *columns, box=rich.box.SIMPLE_HEAD)
-        for split, values in scalars.items():
+    def table(self, rows: dict[str, dict[str, float]]) -> None:
+        """Prints numbers by name, a row for each split."""
+        columns = dict.fromkeys(name for values in rows.values() for name in values)
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+        for column in ('split', *columns):
+            table.add_column(column, no_wrap=True)
+        for split, values in rows.items():
             cells = (values.get(name, '') for name in columns)
             table.add_row(split, *(f'{cell:.4f}' if isinstance(cell, float) else str(cell) for cell in cells))
         self._console.print(table)

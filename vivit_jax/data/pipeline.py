@@ -26,11 +26,20 @@ from vivit_jax.data.record import Label, Source
 SOURCES = ('moving_digits', 'video_files', 'medmnist')
 
 Example = dict[str, np.ndarray]
+# Evaluation draws nothing, but transforms are called with a generator.
+_NO_RANDOMNESS = np.random.default_rng(0)
 Batch = dict[str, jax.Array]
 
 
 def make_source(
-    name: str, split: str, *, root: str | None, frames: int, seed: int, options: dict[str, Any]
+    name: str,
+    split: str,
+    *,
+    root: str | None,
+    num_classes: tuple[int, ...],
+    frames: int,
+    seed: int,
+    options: dict[str, Any],
 ) -> Source:
     """Opens one split of a data set.
 
@@ -38,6 +47,7 @@ def make_source(
         name: One of `SOURCES`.
         split: Which split; the source tells which it has.
         root: Folder that holds the data, for those that read files.
+        num_classes: Classes of each head, where the data may not show all of them; () as the data tells.
         frames: Frames of a generated clip.
         seed: Of generated clips.
         options: Further settings of this source, as `config.data.<name>`.
@@ -59,7 +69,7 @@ def make_source(
         return MedMNIST(split, root=root, **options)
     from vivit_jax.data.video_files import VideoFiles
 
-    return VideoFiles(split, root=root)
+    return VideoFiles(split, root=root, num_classes=num_classes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +144,9 @@ class EvaluationExamples:
         wanted, places = np.unique(chosen, return_inverse=True)
         frames = record.read(wanted)
         if self.short_side:
-            frames = transforms.ResizeShortSide(size=self.short_side, minimum=self.crop)(frames, None)
+            frames = transforms.ResizeShortSide(size=self.short_side, minimum=self.crop)(
+                frames, _NO_RANDOMNESS
+            )
         crops = transforms.spatial_views(frames, size=self.crop, views=self.spatial_views)
         views = crops[:, places.reshape(chosen.shape)].swapaxes(0, 1)
         video = views.reshape(-1, *views.shape[2:])
@@ -143,8 +155,7 @@ class EvaluationExamples:
 
 
 def _example(video: np.ndarray, label: Label, index: int, *, mask: bool) -> Example:
-    several = isinstance(label, tuple)
-    of_classes = several and isinstance(label[0], float)
+    of_classes = isinstance(label, tuple) and isinstance(label[0], float)
     return {
         'video': np.ascontiguousarray(video),
         'label': np.asarray(label, np.float32 if of_classes else np.int32),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, Shaped
@@ -30,6 +30,7 @@ class Record:
     read: Callable[[Integer[np.ndarray, ' t']], Shaped[np.ndarray, 't h w c']]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to records: any process can ask for any of them, in any order."""
 

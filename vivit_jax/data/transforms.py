@@ -18,6 +18,9 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from vivit_jax.data import randaugment
 
+# Many clips are read at once, by threads or processes: threads of OpenCV's own would only compete with them.
+cv2.setNumThreads(1)
+
 Clip = Shaped[np.ndarray, 't h w c']
 Resized = Shaped[np.ndarray, 't y x c']  # the same clip at another height and width
 # A clip's frames on top of one another, in [0, 1]: OpenCV converts them in one call.

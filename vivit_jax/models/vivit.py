@@ -125,7 +125,7 @@ class ViViT(nn.Module):
         if self.attention == 'factorised_encoder':
             encoded, attention = self._factorised_encoder(tokens, encode, out)
         else:
-            grid = tokens.shape[1:4]
+            grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
             flat = rearrange(tokens, 'b nt nh nw d -> b (nt nh nw) d')
             encoded, weights = encode(flat, self._attends(), grid, self.num_layers, '', 'Transformer')
             attention = {'Transformer': weights}

@@ -1,0 +1,127 @@
+"""What every test runs on: eight simulated CPU devices, exact float32 products; and Scenic's recorded numbers."""
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from vivit_jax.models.vivit import ViViT, create_model
+
+# Before any backend starts; an accelerator takes part only if JAX_PLATFORMS asks for it.
+jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS') or 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+GOLDEN = Path(__file__).parent / 'golden' / 'scenic'
+
+ATTENTIONS = {
+    'spacetime': 'spatio_temporal',
+    'factorized_encoder': 'factorised_encoder',
+    'factorized_self_attention_block': 'factorised_self_attention',
+    'factorized_dot_product_attention': 'factorised_dot_product',
+}
+
+
+class Golden(NamedTuple):
+    """A recorded case: its arrays as nested dicts, what was recorded beside them, and the same model as ours."""
+
+    arrays: dict[str, Any]
+    record: dict[str, Any]
+    model: ViViT
+
+
+@pytest.fixture(scope='session')
+def golden():
+    """Reads a case of Scenic's fixtures by name."""
+
+    @functools.cache
+    def read(name: str) -> Golden:
+        arrays: dict[str, Any] = {}
+        with np.load(GOLDEN / f'{name}.npz') as file:
+            for path in file.files:
+                *groups, leaf = path.split('/')
+                node = arrays
+                for group in groups:
+                    node = node.setdefault(group, {})
+                node[leaf] = file[path]
+        record = json.loads((GOLDEN / f'{name}.json').read_text())
+        return Golden(arrays, record, create_model(record['num_classes'], **our_settings(record['config'])))
+
+    return read
+
+
+def our_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Says a model of Scenic's configuration in our words."""
+    model = config['model']
+    attention, temporal = model['attention_config'], model['temporal_encoding_config']
+    encoder = model.get('spatial_transformer', model)
+    height, width, *time = model['patches']['size']
+    settings = {
+        'attention': ATTENTIONS[attention['type']],
+        'attention_order': attention.get('attention_order', 'space_time'),
+        'num_layers': encoder['num_layers'],
+        'num_heads': encoder['num_heads'],
+        'width': model['hidden_size'],
+        'mlp_dim': encoder['mlp_dim'],
+        'classifier': {'0': 'first_token'}.get(model['classifier'], model['classifier']),
+        'representation_size': model['representation_size'] or 0,
+        'tubelet': (*(time or (1,)), height, width),
+    }
+    if temporal['method'] == 'temporal_sampling':
+        settings |= {
+            'embedding': 'uniform_frame_sampling',
+            'sampled_frames': temporal['n_sampled_frames'],
+        }
+    if attention['type'] == 'factorized_encoder':
+        baseline = attention.get('spatial_only_baseline', False)
+        settings['temporal_layers'] = 0 if baseline else model['temporal_transformer']['num_layers']
+    return settings
+
+
+@pytest.fixture(scope='session')
+def quick_jit():
+    """`jax.jit` without the optimisation of machine code, which takes longer than running a tiny model."""
+    return functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+@pytest.fixture(scope='session')
+def random_params():
+    """Parameters of a module, none of them zero, drawn without compiling its initialisers."""
+
+    def draw(model: nn.Module, x: Any, **arguments: Any) -> dict[str, Any]:
+        random = np.random.default_rng(0)
+        initialise = functools.partial(model.init, **arguments)
+        shapes = jax.eval_shape(initialise, jax.random.key(0), x)['params']
+
+        def one(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+            scale = 1.0 / np.sqrt(leaf.shape[0]) if 'kernel' in jax.tree_util.keystr(path) else 0.2
+            centre = 1.0 if 'scale' in jax.tree_util.keystr(path) else 0.0
+            return (centre + scale * random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, shapes)
+
+    return draw
+
+
+@pytest.fixture(scope='session')
+def equations():
+    """Walks a jaxpr: every equation, those of inner functions too, and how often it runs."""
+
+    def walk(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+        for equation in jaxpr.eqns:
+            yield equation, times
+            inner_times = (
+                times * equation.params.get('length', 1) if equation.primitive.name == 'scan' else times
+            )
+            for value in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, 'eqns')):
+                if hasattr(value, 'eqns'):
+                    yield from walk(getattr(value, 'jaxpr', value), inner_times)
+
+    return walk

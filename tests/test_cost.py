@@ -1,0 +1,150 @@
+"""What the models cost: the paper's table 2, counts by hand, and the products that the program really does."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vivit_jax.models.cost import multiply_adds
+from vivit_jax.models.vivit import create_model
+
+CLIP = (32, 224, 224, 3)
+
+# By hand, B/16x2 on 32 frames of 224 x 224: 16 times of 14 x 14 = 196 tubelets, width 768, MLP 3072.
+EMBEDDING = 2 * 16 * 16 * 3 * 768 + 768
+CLS = 768
+NORM = 2 * 768  # scale and bias
+ATTENTION = 4 * (768 * 768 + 768)  # query, key, value, out, with their biases
+MLP = (768 * 3072 + 3072) + (3072 * 768 + 768)
+BLOCK = NORM + ATTENTION + NORM + MLP
+HEAD = 768 * 400 + 400
+
+SPACETIME = EMBEDDING + CLS + (16 * 196 + 1) * 768 + 12 * BLOCK + NORM + HEAD
+SPATIAL = CLS + (196 + 1) * 768 + 12 * BLOCK + NORM
+TEMPORAL = CLS + (16 + 1) * 768 + 4 * BLOCK + NORM
+FACTORISED_SELF_ATTENTION = EMBEDDING + 16 * 196 * 768 + 12 * (BLOCK + NORM + ATTENTION) + NORM + HEAD
+FACTORISED_DOT_PRODUCT = EMBEDDING + 16 * 196 * 768 + 12 * BLOCK + NORM + HEAD
+
+# Settings, parameters by hand, and the paper's row: millions of parameters, thousand millions of multiply-adds.
+TABLE = {
+    'spatio-temporal': ({'attention': 'spatio_temporal'}, SPACETIME, 88.9, 455.2),
+    'factorised encoder': (
+        {'attention': 'factorised_encoder'},
+        EMBEDDING + SPATIAL + TEMPORAL + HEAD,
+        115.1,
+        284.4,
+    ),
+    'factorised self-attention': (
+        {'attention': 'factorised_self_attention', 'classifier': 'gap'},
+        FACTORISED_SELF_ATTENTION,
+        117.3,
+        372.3,
+    ),
+    'factorised dot-product': (
+        {'attention': 'factorised_dot_product', 'classifier': 'gap'},
+        FACTORISED_DOT_PRODUCT,
+        88.9,
+        277.1,
+    ),
+    'average pooling': (
+        {'attention': 'factorised_encoder', 'temporal_layers': 0},
+        EMBEDDING + SPATIAL + HEAD,
+        86.7,
+        283.9,
+    ),
+}
+
+
+@functools.cache
+def traced(row):
+    """The parameters' shapes and the program of a row of the table; nothing is computed."""
+    model = create_model(400, **TABLE[row][0])
+    video = jax.ShapeDtypeStruct((1, *CLIP), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), video)
+    return model, params, jax.make_jaxpr(model.apply)(params, video)
+
+
+def products(equations, jaxpr):
+    """Multiply-adds of all matrix products of a program."""
+    total = 0
+    for equation, times in equations(jaxpr.jaxpr):
+        assert 'conv' not in equation.primitive.name or equation.primitive.name == 'convert_element_type'
+        if equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            left = equation.invars[0].aval.shape
+            total += (
+                times
+                * int(np.prod(equation.outvars[0].aval.shape))
+                * int(np.prod([left[axis] for axis in contracted]))
+            )
+    return total
+
+
+@pytest.mark.parametrize('row', TABLE)
+def test_parameters_of_the_papers_table(row):
+    _, by_hand, millions, _ = TABLE[row]
+    _, params, _ = traced(row)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == by_hand
+    assert abs(count - millions * 1e6) < 0.1e6
+
+
+@pytest.mark.parametrize('row', TABLE)
+def test_multiply_adds_of_the_papers_table(equations, row):
+    model, _, jaxpr = traced(row)
+    count = multiply_adds(model, CLIP)
+    assert abs(count / (TABLE[row][3] * 1e9) - 1) < 0.01
+    assert count == products(equations, jaxpr)
+
+
+SMALL = {'num_layers': 2, 'num_heads': 2, 'width': 12, 'mlp_dim': 20, 'temporal_layers': 3, 'tubelet': (2, 4, 4)}
+SMALL_CLIP = (8, 8, 12, 3)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'attention': 'spatio_temporal'},
+        {'attention': 'spatio_temporal', 'classifier': 'gap'},
+        {'attention': 'factorised_encoder'},
+        {'attention': 'factorised_encoder', 'classifier': 'gsp'},
+        {'attention': 'factorised_encoder', 'temporal_layers': 0},
+        {'attention': 'factorised_encoder', 'temporal_layers': 0, 'classifier': 'gap'},
+        {'attention': 'factorised_self_attention', 'classifier': 'gap'},
+        {'attention': 'factorised_self_attention', 'classifier': 'gmp', 'attention_order': 'time_space'},
+        {'attention': 'factorised_dot_product', 'classifier': 'gap'},
+        {'attention': 'factorised_dot_product', 'classifier': 'first_token', 'num_heads': 4},
+        {'representation_size': 7},
+        {'num_classes': 0},
+        {'num_classes': 0, 'representation_size': 7},
+        {'embedding': 'uniform_frame_sampling', 'tubelet': (1, 4, 4)},
+        {'embedding': 'uniform_frame_sampling', 'tubelet': (1, 4, 4), 'sampled_frames': 3},
+        {'attention': 'factorised_dot_product', 'classifier': 'gap', 'tubelet': (3, 3, 5), 'remainder': 'crop'},
+        {'position_embedding': 'sinusoidal_3d', 'final_norm': False},
+    ],
+    ids=str,
+)
+def test_multiply_adds_are_those_of_the_program(equations, settings):
+    model = create_model(**({'num_classes': 5} | SMALL | settings))
+    video = jax.ShapeDtypeStruct((1, *SMALL_CLIP), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), video)
+    jaxpr = jax.make_jaxpr(model.apply)(params, video)
+    assert multiply_adds(model, SMALL_CLIP) == products(equations, jaxpr)
+
+
+def test_xla_counts_the_same():
+    # Wide enough that products outweigh the rest: two operations a multiply-add, and a few per cent for softmax,
+    # LayerNorm, GELU, which grow with the width where the products grow with its square.
+    model = create_model(5, **{**SMALL, 'num_layers': 1, 'temporal_layers': 1, 'width': 256, 'mlp_dim': 512})
+    video = jax.ShapeDtypeStruct((1, *SMALL_CLIP), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), video)
+    counted = jax.jit(model.apply).lower(params, video).compile().cost_analysis()['flops']
+    assert 1.0 < counted / (2 * multiply_adds(model, SMALL_CLIP)) < 1.03
+
+
+def test_a_clip_that_does_not_fit():
+    model = create_model(5, **SMALL)
+    with pytest.raises(ValueError, match=r'does not divide the clip \(9, 8, 12\)'):
+        multiply_adds(model, (9, 8, 12, 3))

@@ -1,0 +1,146 @@
+"""The command line: what it accepts, and the one line it answers a mistake with."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from vivit_jax import main as command
+from vivit_jax.config import load
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / 'configs' / 'moving_digits.py')
+KINETICS = str(ROOT / 'configs' / 'kinetics400_fe.py')
+TINY = (
+    '--config.model.width=16',
+    '--config.model.mlp_dim=16',
+    '--config.model.num_heads=2',
+    '--config.model.num_layers=1',
+    '--config.model.temporal_layers=1',
+    '--config.model.tubelet=4,8,8',
+    '--config.data.moving_digits.train_size=32',
+    '--config.data.moving_digits.validation_size=16',
+    '--config.data.moving_digits.test_size=20',
+    '--config.training.batch_size=8',
+    '--config.evaluation.batch_size=8',
+    '--config.training.log_every=2',
+    '--config.training.epochs=1',
+    '--config.optimizer.warmup_steps=1',
+)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config.model.widht=3'], 'config.model.widht is not a key; did you mean config.model.width?'),
+        (['--config.widht=3'], 'config.widht is not a key; did you mean config.model.width?'),
+        (['--config.model.width=wide'], "config.model.width='wide': must be int, as 768"),
+        (
+            ['--config.model.attention=factorized_encoder'],
+            "model.attention='factorized_encoder': choose one of",
+        ),
+        (['--config.data.source=digits'], "data.source='digits': choose one of moving_digits"),
+        (['--config.data.train_split=trian'], "no split 'trian': choose one of train"),
+        (['--config.data.num_classes=9'], "data.num_classes=(9,) but the 'train' split has 8 classes"),
+        (
+            ['--config.model.tubelet=5,8,8'],
+            'tubelet (5, 8, 8) (t, h, w) does not divide the clip (16, 32, 32)',
+        ),
+        (['--config.training.epochs=0.001'], 'is not one step'),
+        (['--config.optimizer.warmup_steps=99999'], 'must be shorter than the 1000 steps'),
+        (['--config.sharding.fsdp=3'], 'sharding.fsdp=3: must divide the number of devices, 8'),
+        (['--config.optimizer.name=lion'], "optimizer 'lion' is none of"),
+        (['--config.training.loss=hinge'], "'hinge' is none of"),
+        (['--mode=eval'], 'holds no checkpoints: train first'),
+    ],
+)
+def test_a_mistake_gets_one_line(arguments, expected, capsys, tmp_path):
+    code = command.main([f'--config={DIGITS}', f'--workdir={tmp_path / "run"}', *arguments])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.startswith('error: ')
+    assert captured.err.count('\n') == 1
+    assert expected in captured.err
+
+
+def test_a_config_without_its_data_says_what_to_get(capsys, tmp_path):
+    assert command.main([f'--config={KINETICS}', f'--workdir={tmp_path / "run"}']) == 2
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1
+    assert '--config.data.root=' in line
+    assert 'Kinetics-400' in line
+
+
+def test_sizes_are_arguments(capsys, tmp_path):
+    assert command.main([f'--config={KINETICS}:X/16x2']) == 2
+    assert "size 'X/16x2' of config 'kinetics400_fe': write SIZE/PATCHxTUBELET" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [[], ['--config'], ['--mode=fit'], ['--confg=x'], ['--config.a.b']])
+def test_options_are_checked(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        command.main([*arguments, *(['--config=x'] if arguments not in ([], ['--config']) else [])])
+    assert exit_info.value.code == 2
+    assert 'error: ' in capsys.readouterr().err
+
+
+def test_help_has_examples():
+    result = subprocess.run(
+        [sys.executable, '-m', 'vivit_jax.main', '--help'], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    for word in ('examples:', 'modes:', 'exit codes:', '--config.KEY=VALUE', '--workdir'):
+        assert word in result.stdout
+
+
+def test_the_default_workdir_tells_what_was_overridden():
+    assert command.default_workdir(DIGITS, load(DIGITS)) == 'runs/moving_digits'
+    changed = load(
+        DIGITS, {'model.tubelet': '2,8,8', 'model.attention': 'spatio_temporal', 'data.threads': '3'}
+    )
+    assert command.default_workdir(DIGITS, changed) == (
+        'runs/moving_digits-attention=spatio_temporal-tubelet=2_8_8'
+    )
+    large = f'{KINETICS}:L/16x2'
+    assert command.default_workdir(large, load(large, {'data.root': '/data'})) == 'runs/kinetics400_fe_L16x2'
+
+
+def test_dry_run_needs_no_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ['--config.data.source=video_files', '--config.data.channels=3', '--mode=dry_run']
+    assert command.main([f'--config={DIGITS}', *TINY, *arguments]) == 0
+    output = capsys.readouterr().out
+    assert 'compiled and first step in' in output
+    assert 'clips/s' in output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_trains_evaluates_and_repeats_its_evaluation(tmp_path):
+    """As a user runs it: from another directory, in a process of its own."""
+    run = [sys.executable, '-m', 'vivit_jax.main', f'--config={DIGITS}', *TINY]
+    first = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    folder = tmp_path / 'runs'
+    (folder,) = folder.iterdir()
+    assert folder.name.startswith('moving_digits-')
+    for name in ('config.json', 'metrics.jsonl', 'eval.json', 'predictions.csv', 'checkpoints'):
+        assert (folder / name).exists(), name
+    report = json.loads((folder / 'eval.json').read_text())
+    assert list(report) == ['test', 'test_shuffled', 'test_still']
+    for metrics in report.values():
+        assert metrics['count'] == 20
+        assert {'top_1', 'top_5', 'loss', 'mean_per_class', 'per_class'} <= metrics.keys()
+    assert 'clips/s' in first.stdout
+    assert 'data wait' in first.stdout
+    assert 'ETA' in first.stdout
+    predictions = (folder / 'predictions.csv').read_text()
+    assert predictions.splitlines()[0] == 'split,index,name,label,top_5,scores'
+    assert len(predictions.splitlines()) == 1 + 3 * 20
+
+    (folder / 'eval.json').unlink()
+    (folder / 'predictions.csv').unlink()
+    subprocess.run([*run, '--mode=eval'], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads((folder / 'eval.json').read_text()) == report
+    assert (folder / 'predictions.csv').read_text() == predictions

@@ -1,0 +1,249 @@
+"""Runs: what stopping and resuming must not change, what is refused, what is noticed."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from vivit_jax import evaluate, sharding, train
+from vivit_jax.checkpoint import Checkpoints
+from vivit_jax.config import load
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / 'configs' / 'moving_digits.py')
+TINY = {
+    'model.width': '16',
+    'model.mlp_dim': '16',
+    'model.num_heads': '2',
+    'model.num_layers': '1',
+    'model.temporal_layers': '1',
+    'model.tubelet': '4,8,8',
+    'model.dropout_rate': '0.1',
+    'model.drop_path_rate': '0.1',
+    'data.moving_digits.train_size': '60',
+    'data.moving_digits.validation_size': '16',
+    'data.moving_digits.test_size': '20',
+    'training.batch_size': '8',
+    'training.steps': '20',
+    'training.log_every': '7',
+    'training.mixup_alpha': '0.2',
+    'training.ema_decay': '0.9',
+    'evaluation.batch_size': '8',
+    'evaluation.every_steps': '10',
+    'optimizer.warmup_steps': '2',
+}
+
+
+def tiny(**changes):
+    return load(DIGITS, TINY | {key.replace('__', '.'): str(value) for key, value in changes.items()})
+
+
+def curve(folder):
+    """What `metrics.jsonl` has, without the clock's numbers."""
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return [
+        {key: value for key, value in row.items() if key not in ('clips_per_second', 'data_wait')}
+        for row in rows
+    ]
+
+
+def parameters(folder, config):
+    with Checkpoints(folder) as checkpoints:
+        step = checkpoints.latest_step()
+        model = evaluate.experiment.make_model(config)
+        mesh = sharding.make_mesh()
+        return step, jax.device_get(evaluate.load_params(checkpoints, step, model, config, mesh))
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    """A run of twenty steps from beginning to end."""
+    folder = tmp_path_factory.mktemp('runs') / 'uninterrupted'
+    report = train.train(tiny(), folder)
+    return folder, report
+
+
+def test_what_a_run_leaves(uninterrupted):
+    folder, report = uninterrupted
+    assert json.loads((folder / 'eval.json').read_text()) == report
+    assert json.loads((folder / 'config.json').read_text())['model']['width'] == 16
+    steps = [(row['split'], row['step']) for row in curve(folder)]
+    assert steps == [('train', 7), ('validation', 10), ('train', 14), ('train', 20), ('validation', 20)]
+    last = curve(folder)[-2]
+    assert {'loss', 'grad_norm', 'update_norm', 'learning_rate', 'epoch'} <= last.keys()
+    assert last['epoch'] == pytest.approx(20 * 8 / 60)
+    assert list(folder.glob('events.out.tfevents.*'))
+    with Checkpoints(folder) as checkpoints:
+        meta = checkpoints.meta(20)
+    assert meta['class_names'] == [
+        'right',
+        'down-right',
+        'down',
+        'down-left',
+        'left',
+        'up-left',
+        'up',
+        'up-right',
+    ]
+    assert meta['config']['data']['crop'] == [32, 32]
+    assert '60 clips' in meta['data_digest']
+
+
+@pytest.mark.parametrize('stop_at', [7, 9])
+def test_a_stopped_run_goes_on_bit_for_bit(uninterrupted, stop_at, tmp_path, monkeypatch, capsys):
+    """Stopped by a signal after a step, at a log and between two, and started again."""
+    real, count = train.Run.__init__, 0
+
+    def counting(self, *arguments):
+        real(self, *arguments)
+        inner = self.step
+
+        def step(*inputs):
+            nonlocal count
+            count += 1
+            if count == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(*inputs)
+
+        self.step = step
+
+    monkeypatch.setattr(train.Run, '__init__', counting)
+    with pytest.raises(
+        train.Stopped, match=f'SIGTERM: saved step {stop_at} of 20; the same command'
+    ) as stopped:
+        train.train(tiny(), tmp_path)
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train.train(tiny(), tmp_path)
+    assert f'going on from step {stop_at}' in capsys.readouterr().out
+    folder, report = uninterrupted
+    assert curve(tmp_path) == curve(folder)
+    assert json.loads((tmp_path / 'eval.json').read_text()) == report
+    (_, ours), (_, theirs) = parameters(tmp_path, tiny()), parameters(folder, tiny())
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+COMMAND = [
+    sys.executable,
+    '-m',
+    'vivit_jax.main',
+    f'--config={DIGITS}',
+    *(f'--config.{key}={value}' for key, value in TINY.items()),
+    '--config.training.steps=400',
+    '--config.evaluation.every_steps=50',
+]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    """Killed without warning while it trains, then told to stop, then left alone."""
+
+    def start(name):
+        return subprocess.Popen(
+            [*COMMAND, f'--workdir={tmp_path / name}'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(name, step, process):
+        path, deadline = tmp_path / name / 'metrics.jsonl', time.time() + 120
+        while not path.exists() or f'{{"step": {step},' not in path.read_text():
+            assert process.poll() is None, process.communicate()
+            assert time.time() < deadline
+            time.sleep(0.01)
+
+    whole = start('whole')
+    killed = start('killed')
+    wait_for('killed', 119, killed)
+    killed.kill()
+    killed.communicate()
+    stopped = start('killed')
+    wait_for('killed', 203, stopped)
+    stopped.send_signal(signal.SIGINT)
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, errors
+    assert 'stopped by SIGINT: saved step' in errors
+    assert 'Traceback' not in errors
+    for process in (start('killed'), whole):
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, output + errors
+    assert curve(tmp_path / 'killed') == curve(tmp_path / 'whole')
+    config = load(DIGITS, TINY | {'training.steps': '400', 'evaluation.every_steps': '50'})
+    (one, ours), (other, theirs) = (parameters(tmp_path / name, config) for name in ('killed', 'whole'))
+    assert one == other == 400
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_the_best_checkpoint_is_kept_and_used(tmp_path, monkeypatch, capsys):
+    scores = iter([0.5, 0.9, 0.7, 0.9, 0.3])
+
+    def validate(self, state):
+        return {'top_1': next(scores), 'loss': 1.0}
+
+    monkeypatch.setattr(train.Run, 'validate', validate)
+    train.train(tiny(evaluation__every_steps=4), tmp_path)
+    with Checkpoints(tmp_path, best_metric='top_1') as checkpoints:
+        assert checkpoints.steps() == [16, 20]
+        assert checkpoints.best_step() == 16
+    assert 'evaluating step 16, the best by top_1' in capsys.readouterr().out
+
+
+def test_evaluating_again_gives_the_same(uninterrupted):
+    folder, report = uninterrupted
+    assert evaluate.evaluate(tiny(), folder) == report
+
+
+def test_the_batch_size_does_not_change_an_evaluation(uninterrupted, tmp_path):
+    """Every example counts once: 20 of them in batches of 8, 16 and 64."""
+    folder, report = uninterrupted
+    for size in (16, 64):
+        again = evaluate.evaluate(tiny(evaluation__batch_size=size), folder)
+        for split, metrics in report.items():
+            assert again[split]['count'] == 20
+            assert again[split]['top_1'] == metrics['top_1']
+            assert again[split]['loss'] == pytest.approx(metrics['loss'], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'model__mlp_dim': 32}, r'model.mlp_dim is 16 there and 32 here'),
+        ({'optimizer__learning_rate': 0.5}, r'optimizer.learning_rate is 0.003 there and 0.5 here'),
+    ],
+)
+def test_another_configuration_is_refused(uninterrupted, changes, message):
+    folder, _ = uninterrupted
+    with pytest.raises(ValueError, match=message):
+        train.train(tiny(**changes), folder)
+
+
+def test_other_data_is_refused(uninterrupted, monkeypatch):
+    folder, _ = uninterrupted
+    from vivit_jax.data.moving_digits import MovingDigits
+
+    real = MovingDigits.__init__
+
+    def other(self, *arguments, **settings):
+        real(self, *arguments, **settings)
+        self.digest = 'other clips'
+
+    monkeypatch.setattr(MovingDigits, '__init__', other)
+    with pytest.raises(ValueError, match="trained on other data than the 'train' split now holds"):
+        train.train(tiny(), folder)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = tiny(optimizer__learning_rate=1e38, optimizer__max_grad_norm=0, optimizer__name='momentum')
+    with pytest.raises(train.NonFiniteLoss, match=r'at step \d+; last good checkpoint: none') as error:
+        train.train(config, tmp_path)
+    assert 'lower optimizer.learning_rate' in str(error.value)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == []

@@ -1,0 +1,72 @@
+"""Trains the four models on moving digits, one after another, and prints a table of what came out.
+
+example:
+  python tools/compare_models.py --output=runs/comparison
+  python tools/compare_models.py --config.training.epochs=1 --models factorised_encoder spatio_temporal
+"""
+
+import argparse
+import math
+import pathlib
+import platform
+import sys
+import time
+
+import jax
+
+from vivit_jax import config as config_module
+from vivit_jax import experiment, train
+from vivit_jax.models.cost import multiply_adds
+from vivit_jax.models.vivit import ATTENTIONS
+
+CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'moving_digits.py'
+SPLITS = ('test', 'test_shuffled', 'test_still')
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--models', nargs='+', choices=ATTENTIONS, default=ATTENTIONS, metavar='MODEL')
+    parser.add_argument('--output', default='runs/comparison', metavar='DIR', help='workdirs and table.md')
+    parsed, rest = parser.parse_known_args()
+    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
+        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
+    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    folder = pathlib.Path(parsed.output)
+    try:
+        rows = [_measure(model, overrides, folder / model) for model in parsed.models]
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    device = jax.devices()[0]
+    lines = [
+        f'{jax.device_count()} x {device.device_kind}, {platform.processor() or platform.machine()}, '
+        f'jax {jax.__version__}',
+        '',
+        '| model | parameters | MFLOPs a clip | test | shuffled | still | training, s |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
+        *rows,
+    ]
+    table = '\n'.join(lines) + '\n'
+    (folder / 'table.md').write_text(table)
+    print(table)
+
+
+def _measure(attention: str, overrides: dict[str, str], workdir: pathlib.Path) -> str:
+    """Trains one model and returns its row."""
+    config = config_module.load(str(CONFIG), {**overrides, 'model.attention': attention})
+    if (workdir / 'checkpoints').exists():
+        raise ValueError(f'{workdir} holds a run already: a time is only measured on a fresh one; other --output')
+    began = time.perf_counter()
+    report = train.train(config, workdir)
+    seconds = time.perf_counter() - began
+    model = experiment.make_model(config)
+    clip = experiment.clip_shape(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, *clip)))['params']
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    accuracies = ' | '.join(f'{report[split]["top_1"]:.3f}' for split in SPLITS)
+    cost = multiply_adds(model, clip) / 1e6
+    return f'| {attention} | {parameters:,} | {cost:.1f} | {accuracies} | {seconds:.0f} |'
+
+
+if __name__ == '__main__':
+    main()
