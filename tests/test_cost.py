@@ -99,7 +99,14 @@ def test_multiply_adds_of_the_papers_table(equations, row):
     assert count == products(equations, jaxpr)
 
 
-SMALL = {'num_layers': 2, 'num_heads': 2, 'width': 12, 'mlp_dim': 20, 'temporal_layers': 3, 'tubelet': (2, 4, 4)}
+SMALL = {
+    'num_layers': 2,
+    'num_heads': 2,
+    'width': 12,
+    'mlp_dim': 20,
+    'temporal_layers': 3,
+    'tubelet': (2, 4, 4),
+}
 SMALL_CLIP = (8, 8, 12, 3)
 
 
@@ -121,7 +128,12 @@ SMALL_CLIP = (8, 8, 12, 3)
         {'num_classes': 0, 'representation_size': 7},
         {'embedding': 'uniform_frame_sampling', 'tubelet': (1, 4, 4)},
         {'embedding': 'uniform_frame_sampling', 'tubelet': (1, 4, 4), 'sampled_frames': 3},
-        {'attention': 'factorised_dot_product', 'classifier': 'gap', 'tubelet': (3, 3, 5), 'remainder': 'crop'},
+        {
+            'attention': 'factorised_dot_product',
+            'classifier': 'gap',
+            'tubelet': (3, 3, 5),
+            'remainder': 'crop',
+        },
         {'position_embedding': 'sinusoidal_3d', 'final_norm': False},
     ],
     ids=str,

@@ -53,6 +53,7 @@ TINY = (
         (['--config.sharding.fsdp=3'], 'sharding.fsdp=3: must divide the number of devices, 8'),
         (['--config.optimizer.name=lion'], "optimizer 'lion' is none of"),
         (['--config.training.loss=hinge'], "'hinge' is none of"),
+        (['--distributed=here'], "--distributed='here': write HOST:PORT,N,I"),
         (['--mode=eval'], 'holds no checkpoints: train first'),
     ],
 )

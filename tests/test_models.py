@@ -427,9 +427,9 @@ RATES = {'drop_path_rate': 0.6, 'dropout_rate': 0.25, 'attention_dropout_rate': 
 
 @pytest.fixture(scope='module')
 def training_pass(random_params, quick_jit):
-    """Runs a training pass of 200 clips; for every DropPath and Dropout in it (path, rate, kind, what came, what went).
+    """Runs a training pass of 200 clips; of every DropPath and Dropout (path, rate, kind, what came, what went).
 
-    Also returns the logits of evaluation, and those of two passes with the same rng and one with another.
+    And the logits: of evaluation, of this pass, of another with the same rng, of one with another rng.
     """
 
     @functools.cache

@@ -1,6 +1,6 @@
 """Trains the four models on moving digits, one after another, and prints a table of what came out.
 
-example:
+Example:
   python tools/compare_models.py --output=runs/comparison
   python tools/compare_models.py --config.training.epochs=1 --models factorised_encoder spatio_temporal
 """

@@ -23,6 +23,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -34,14 +35,14 @@ MODES = ('train', 'eval', 'dry_run')
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    # What is worth a warning is told in a line, as an error is.
+    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
     parsed, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
     traced = os.environ.get('VIVIT_JAX_TRACEBACK')
     try:
         config = config_module.load(parsed.config, overrides)
         if parsed.distributed:
-            import jax
-
-            jax.distributed.initialize()
+            _join(parsed.distributed)
         return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
     except (ValueError, OSError) as error:
         if traced or '\n' in str(error):
@@ -61,9 +62,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument('--workdir', metavar='DIR', help='folder of the run; default: runs/NAME-OVERRIDES')
     parser.add_argument(
         '--distributed',
-        action='store_true',
-        help='this is one of several processes (TPU pods, Slurm, Open MPI): the same command on each; where they '
-        'are not found by themselves: JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=N JAX_PROCESS_ID=I',
+        nargs='?',
+        const='auto',
+        metavar='HOST:PORT,N,I',
+        help='train as one of several processes, the same command on each: found by itself on TPU pods, with Slurm '
+        'and Open MPI; elsewhere tell where process 0 listens, how many there are, and which this is (from 0)',
     )
     parser.add_argument('--mode', choices=MODES, default='train', help='default: train')
     parsed, rest = parser.parse_known_args(arguments)
@@ -77,6 +80,19 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             parser.error(f'{option} needs a value, as {option}=VALUE')
         overrides[match[1]] = rest.pop(0) if match[2] is None else match[2]
     return parsed, overrides
+
+
+def _join(where: str) -> None:
+    """Joins the other processes."""
+    import jax
+
+    if where == 'auto':
+        jax.distributed.initialize()
+        return
+    match = re.fullmatch(r'(\S+:\d+),(\d+),(\d+)', where)
+    if not match:
+        raise ValueError(f'--distributed={where!r}: write HOST:PORT,N,I, as --distributed=10.0.0.1:1234,2,0')
+    jax.distributed.initialize(match[1], num_processes=int(match[2]), process_id=int(match[3]))
 
 
 def default_workdir(spec: str, config: ConfigDict) -> str:

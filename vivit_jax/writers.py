@@ -4,7 +4,6 @@ import datetime
 import json
 import math
 import pathlib
-from typing import Any
 
 import jax
 import rich.box

@@ -227,8 +227,7 @@ def _probe(path: str) -> tuple[int, Size] | str:
                 if size is None:  # the display matrix comes with a frame only
                     size = next((_pixels(frame, None).shape[:2] for frame in packet.decode()), None)
     except (av.FFmpegError, OSError, ValueError) as error:
-        if size is None:  # else it was cut off: what there is counts
-            return _cause(error)
+        return _cause(error)
     return (num_frames, size) if num_frames and size else 'no frame in it'
 
 
