@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from vivit_jax.data import video_files
-from vivit_jax.data.video_files import VideoFiles, read_frames
+from vivit_jax.data import decoding
+from vivit_jax.data.decoding import read_frames
+from vivit_jax.data.video_files import VideoFiles
 
 FRAMES, HEIGHT, WIDTH = 60, 48, 64
 # Name, codec, encoder's options, time of frame i in milliseconds: what containers and codecs do to frame order.
@@ -117,12 +118,12 @@ def tables(root, **texts):
 def test_frames_are_those_of_decoding_from_the_start(videos, name, monkeypatch):
     path = str(videos / name)
     expected = decode(path)
-    assert video_files._probe(path) == (FRAMES, (HEIGHT, WIDTH))
+    assert decoding.probe(path) == (FRAMES, (HEIGHT, WIDTH))
     assert len(np.unique(expected, axis=0)) == len(expected) == FRAMES
     from_start = []
-    decoder = video_files._from_start
+    decoder = decoding._from_start
     monkeypatch.setattr(
-        video_files, '_from_start', lambda *args: from_start.append(args[2][0]) or decoder(*args)
+        decoding, '_from_start', lambda *args: from_start.append(args[2][0]) or decoder(*args)
     )
     for indices in indices_of(FRAMES):
         frames = read_frames(path, FRAMES, (HEIGHT, WIDTH), indices)
@@ -157,7 +158,7 @@ def test_streams_that_were_cut(videos, tmp_path, case, ending):
             packet.dts -= earlier * packet.duration
             packet.stream = stream
             cut.mux(packet)
-    num_frames, size = video_files._probe(path)
+    num_frames, size = decoding.probe(path)
     expected = decode(path)
     if case == 'starts within' and ending == 'mp4':
         assert num_frames == len(expected) == FRAMES - 10
@@ -176,7 +177,7 @@ def test_frames_that_cannot_be_decoded_repeat_the_last_one(videos, tmp_path):
         content[start : start + size] = bytes([255]) * size
     path.write_bytes(content)
     expected = decode(path)
-    assert video_files._probe(str(path)) == (FRAMES, (HEIGHT, WIDTH))
+    assert decoding.probe(str(path)) == (FRAMES, (HEIGHT, WIDTH))
     assert 20 < len(expected) < 40
     frames = read_frames(str(path), FRAMES, (HEIGHT, WIDTH), np.array([59, 10, len(expected) - 1, 58]))
     np.testing.assert_array_equal(frames, expected[[-1, 10, -1, -1]])
@@ -199,7 +200,7 @@ def test_a_truncated_file_has_the_frames_that_are_left(videos, tmp_path, name):
     else:
         content = (videos / name).read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    num_frames, size = video_files._probe(str(path))
+    num_frames, size = decoding.probe(str(path))
     expected = decode(path)
     assert 10 < num_frames < FRAMES
     frames = read_frames(str(path), num_frames, size, np.arange(num_frames))
@@ -226,7 +227,7 @@ def test_the_display_matrix_is_applied(tmp_path, turned, a, d):
     right, down = xx * x + yx * y, xy * x + yy * y
     upright = np.zeros((WIDTH, HEIGHT, 3) if turned else (HEIGHT, WIDTH, 3), np.uint8)
     upright[down - down.min(), right - right.min()] = stored
-    assert video_files._probe(str(path)) == (3, upright.shape[:2])
+    assert decoding.probe(str(path)) == (3, upright.shape[:2])
     frames = read_frames(str(path), 3, upright.shape[:2], np.array([1]))
     np.testing.assert_array_equal(frames[0], upright)
     assert not np.array_equal(frames[0], stored) or (turned, a, d) == (False, 1, 1)
