@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -18,6 +19,16 @@ from vivit_jax.models.vivit import ViViT, create_model
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS') or 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs, for the workers of this run, the commands they start, and the next run."""
+    folder = str(config.cache.mkdir('jax')) if hasattr(config, 'cache') else ''
+    settings = {'compilation_cache_dir': folder, 'persistent_cache_min_compile_time_secs': 0.2}
+    for name, value in settings.items():
+        jax.config.update(f'jax_{name}', value)
+        os.environ[f'JAX_{name.upper()}'] = str(value)
+
 
 GOLDEN = Path(__file__).parent / 'golden' / 'scenic'
 
@@ -125,3 +136,9 @@ def equations():
                     yield from walk(getattr(value, 'jaxpr', value), inner_times)
 
     return walk
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Switches off the check of array types, for large models that are traced only, or to see what users see."""
+    monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)

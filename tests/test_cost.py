@@ -83,7 +83,7 @@ def products(equations, jaxpr):
 
 
 @pytest.mark.parametrize('row', TABLE)
-def test_parameters_of_the_papers_table(row):
+def test_parameters_of_the_papers_table(unchecked, row):
     _, by_hand, millions, _ = TABLE[row]
     _, params, _ = traced(row)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -92,7 +92,7 @@ def test_parameters_of_the_papers_table(row):
 
 
 @pytest.mark.parametrize('row', TABLE)
-def test_multiply_adds_of_the_papers_table(equations, row):
+def test_multiply_adds_of_the_papers_table(unchecked, equations, row):
     model, _, jaxpr = traced(row)
     count = multiply_adds(model, CLIP)
     assert abs(count / (TABLE[row][3] * 1e9) - 1) < 0.01

@@ -9,7 +9,6 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -104,7 +103,9 @@ def computed(golden, quick_jit):
         # The gradient of a maximum looks for the entry equal to it: unoptimised code, which computes the entries
         # twice with different rounding, finds none.
         jit = jax.jit if model.classifier == 'gmp' else quick_jit
-        gradient = jit(jax.value_and_grad(smoothed_loss, argnums=(0, 1), has_aux=True))
+        # By parameter; by pixel where that was recorded, since it takes time.
+        by = (0, 1) if 'grad_inputs' in arrays else (0,)
+        gradient = jit(jax.value_and_grad(smoothed_loss, argnums=by, has_aux=True))
         return jax.device_get(gradient(arrays['params'], inputs['video']))
 
     return compute
@@ -131,7 +132,7 @@ def test_outputs_are_scenics(golden, computed, name):
 @pytest.mark.parametrize('name', CASES)
 def test_gradients_are_scenics(golden, computed, name):
     recorded = golden(name).arrays['grads']
-    _, (by_parameter, _) = computed(name)
+    _, (by_parameter, *_) = computed(name)
     # Of the whole gradient: that of the key biases is nothing but noise, since softmax ignores them.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(recorded))
     chex.assert_trees_all_close(by_parameter, recorded, rtol=0, atol=1e-5 * largest)
@@ -652,9 +653,7 @@ def assert_tells(error, words):
     ],
     ids=str,
 )
-def test_impossible_settings_are_told_in_one_line(monkeypatch, settings, told):
-    # Also where the types of the fields are not checked at runtime, as users have it.
-    monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)
+def test_impossible_settings_are_told_in_one_line(unchecked, settings, told):
     with pytest.raises(ValueError, match=re.escape(told[0])) as caught:
         small_model(**settings)
     assert_tells(caught.value, told)

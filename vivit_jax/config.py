@@ -97,7 +97,7 @@ def _data() -> ConfigDict:
     data.source = 'video_files'  # video_files | medmnist | moving_digits
     data.root = placeholder(str)  # folder that holds the data
     data.dataset = ''  # what the data is called, where it has to be fetched: said when it is missing
-    data.train_split = 'train'
+    data.train_split = 'train'  # what is trained on
     data.validation_split = 'validation'  # looked at during training
     data.test_splits = ('validation',)  # evaluated with all views at the end
     data.heads = ('label',)  # names of the heads
@@ -107,7 +107,7 @@ def _data() -> ConfigDict:
     data.short = 'repeat_last'  # a video shorter than its clip: repeat_last | loop
     data.short_side = 256  # pixels, to which frames are resized before cropping; 0: not resized
     data.crop = (224, 224)  # pixels (high, wide)
-    data.channels = 3
+    data.channels = 3  # of a pixel: 3 for RGB
     data.scale_jitter = (0.9, 1.33)  # factors of short_side while training, uniform between
     data.flip = 0.5  # probability of mirroring left and right
     data.colour_jitter = 0.8  # probability of changing brightness, saturation, contrast, hue
@@ -148,12 +148,12 @@ def _optimizer() -> ConfigDict:
     optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | constant
     optimizer.warmup_epochs = 2.5  # linear, from 0
     optimizer.warmup_steps = 0  # instead of warmup_epochs, where not 0
-    optimizer.momentum = 0.9
+    optimizer.momentum = 0.9  # momentum
     optimizer.b1 = 0.9  # adam
     optimizer.b2 = 0.999  # adam
     optimizer.epsilon = 1e-8  # adam
     optimizer.max_grad_norm = 1.0  # gradient clipped to this global norm; 0: not
-    optimizer.weight_decay = 0.0
+    optimizer.weight_decay = 0.0  # share of a weight that a step takes away, before the learning rate; 0: none
     optimizer.weight_decay_mode = (
         'decoupled'  # decoupled (from the gradient, times the rate) | l2 (added to it)
     )
@@ -224,13 +224,17 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     path, colon, argument = spec.partition(':')
     if not pathlib.Path(path).is_file():
         raise ValueError(_no_file(path))
-    get_config = runpy.run_path(path).get('get_config')
-    if get_config is None:
-        raise ValueError(f'{path} defines no get_config(), so it is not a config file')
     try:
+        get_config = runpy.run_path(path).get('get_config')
+        if get_config is None:
+            raise ValueError(f'{path} defines no get_config(), so it is not a config file')
         config = get_config(argument) if colon else get_config()
-    except (AttributeError, KeyError, TypeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:
         raise ValueError(_slip_in_file(path, argument, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'get_config() of {path} returns {config!r} instead of a config')
     known = flatten(default_config())
     for key, text in (overrides or {}).items():
         if key not in known:
@@ -250,13 +254,19 @@ def _no_file(path: str) -> str:
 
 def _slip_in_file(path: str, argument: str, error: Exception) -> str:
     """Says in one line what went wrong in a config file, and where."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    if not own:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SyntaxError):
+        lines, text = [error.lineno], f'invalid syntax: {error.text}'
+    else:
+        text = str(error)
+    if not lines:
         return f'{path}: takes no argument, but got {argument!r}'
-    text = ' '.join(str(error).split())
-    key = re.search(r'Key "(\w+)"|^[\'"\\\\]+(\w+)', text)
-    what = unknown_key(key[1] or key[2]) if key else text
-    return f'{path}, line {own[-1].lineno}: {what}'
+    text = ' '.join(text.split())
+    # Both what ml_collections says of a key that is set and of one that is read.
+    key = re.search(r'Key "(\w+)"', text) or re.match(r'[\'"\\]+(\w+)', text)
+    if key and isinstance(error, AttributeError | KeyError):
+        text = unknown_key(key[1])
+    return f'{path}, line {lines[-1]}: {text}'
 
 
 def _parse(key: str, text: str, default: Any) -> Any:
@@ -267,9 +277,12 @@ def _parse(key: str, text: str, default: Any) -> Any:
         if isinstance(default, bool):
             return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
         if isinstance(default, tuple):
-            return _parse_tuple(text, of_text=bool(default) and isinstance(default[0], str))
+            value = _parse_tuple(text, of_text=bool(default) and isinstance(default[0], str))
+            if not _alike(value, default):
+                raise ValueError(value)
+            return value
         return type(default)(text)
-    except (KeyError, ValueError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
         kind = 'true or false' if isinstance(default, bool) else type(default).__name__
         raise ValueError(f'config.{key}={text!r}: must be {kind}, as {default!r}') from error
 
@@ -296,10 +309,22 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f'config.{key} is missing: set values one by one instead of assigning a whole group'
             )
-        value = found[key]
-        wanted = (int, float) if isinstance(default, float) else type(default)
-        if key != 'data.root' and not isinstance(value, wanted):
-            raise ValueError(f'config.{key}={value!r}: must be {type(default).__name__}, as {default!r}')
+        if key != 'data.root' and not _alike(found[key], default):
+            raise ValueError(f'config.{key}={found[key]!r}: must be {type(default).__name__}, as {default!r}')
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Tells whether a value can stand where a default stands."""
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple):
+            return False
+        # Names are as many as one likes, as are the classes of heads; sizes and ranges are not.
+        example = default[0] if default else 0
+        any_length = not default or isinstance(example, str)
+        return (any_length or len(value) == len(default)) and all(_alike(part, example) for part in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
 def unknown_key(key: str) -> str:

@@ -15,7 +15,7 @@ from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 def make_source(config: ConfigDict, split: str) -> Source:
     """Opens a split; a ValueError of one line says which setting is wrong or which data is missing."""
     data = config.data
-    if data.root is None and data.source != 'moving_digits':
+    if data.root is None and data.source in ('video_files', 'medmnist'):
         raise ValueError(
             f'config.data.root is not set: get {data.dataset or "your videos"} and give its folder, laid out as '
             f'the docstring of the config tells, with --config.data.root=FOLDER'

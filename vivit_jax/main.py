@@ -1,6 +1,6 @@
 """Train or evaluate a video transformer.
 
-Examples:
+examples:
   python -m vivit_jax.main --config=configs/moving_digits.py
   python -m vivit_jax.main --config=configs/moving_digits.py --config.model.attention=spatio_temporal
   python -m vivit_jax.main --config=configs/kinetics400_fe.py:L/16x2 --config.data.root=/data/k400 --workdir=runs/l

@@ -202,7 +202,7 @@ class Run:
             'config': self.config.to_dict(),
             'class_names': list(self.source.class_names),
             'data_digest': self.source.digest,
-            'window': self.window,
+            'window': list(self.window),  # written while the loop goes on
         }
         checkpoints.save(
             step, params=state.params, ema=state.ema, optimizer=state.opt_state, meta=meta, metrics=metrics

@@ -14,6 +14,8 @@ AXES = ('all', 'space', 'time', 'time_and_space')
 Tokens = Float[Array, 'b n d']
 Heads = Float[Array, 'b heads n c']
 Weights = Float[Array, 'b heads n n']
+# The same with the axis that is not attended over in the batch.
+Folded = Float[Array, 'bf heads m c']
 
 
 def attend(
@@ -123,7 +125,7 @@ class MultiHeadAttention(nn.Module):
         return [('time', slice(None, half)), ('space', slice(half, None))]
 
 
-def _fold(x: Heads, axis: str, grid: tuple[int, int]) -> Heads:
+def _fold(x: Heads, axis: str, grid: tuple[int, int]) -> Folded:
     """Moves the axis that is not attended over into the batch."""
     time, space = grid
     if axis == 'space':
@@ -133,7 +135,7 @@ def _fold(x: Heads, axis: str, grid: tuple[int, int]) -> Heads:
     return x
 
 
-def _unfold(x: Heads, axis: str, grid: tuple[int, int]) -> Heads:
+def _unfold(x: Folded, axis: str, grid: tuple[int, int]) -> Heads:
     """Undoes `_fold`."""
     time, space = grid
     if axis == 'space':

@@ -18,6 +18,7 @@ EMBEDDINGS = ('tubelet', 'uniform_frame_sampling')
 DTYPES = ('float32', 'bfloat16')
 
 Tokens = Float[Array, 'b n d']
+Encoded = Float[Array, 'b m d']  # the tokens after an encoder, with the cls token when there is one
 
 CHOICES = {
     'attention': ATTENTIONS,
@@ -160,7 +161,7 @@ class ViViT(nn.Module):
         *,
         train: bool,
         capture: bool,
-    ) -> tuple[Tokens, list[dict[str, Array]]]:
+    ) -> tuple[Encoded, list[dict[str, Array]]]:
         """Runs an encoder over the tokens, with a cls token before them if the classifier wants one."""
         with_cls = self.classifier == 'token'
         if with_cls:
@@ -196,7 +197,7 @@ class ViViT(nn.Module):
 
     def _factorised_encoder(
         self, tokens: Float[Array, 'b nt nh nw d'], encode: Any, out: dict[str, Any]
-    ) -> tuple[Tokens, dict[str, list[dict[str, Array]]]]:
+    ) -> tuple[Encoded, dict[str, list[dict[str, Array]]]]:
         """Encodes every frame by itself, then the frames' representations together (Model 2)."""
         batch, nt, nh, nw, _ = tokens.shape
         frames = rearrange(tokens, 'b nt nh nw d -> (b nt) (nh nw) d')
