@@ -15,7 +15,9 @@ import pytest
 
 from vivit_jax.models.vivit import ViViT, create_model
 
-# Before any backend starts; an accelerator takes part only if JAX_PLATFORMS asks for it.
+# Before any backend starts; an accelerator takes part only if JAX_PLATFORMS asks for it. No compilation cache: its
+# files are not written at once, so that two test processes could meet. In one (-n0), JAX_COMPILATION_CACHE_DIR=.cache/jax
+# JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 makes a second run three times as fast.
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS') or 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_default_matmul_precision', 'highest')

@@ -6,8 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from vivit_jax.models.vivit import create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 from vivit_jax.train import TrainState, train_step
 
@@ -82,3 +84,50 @@ def test_five_steps_are_scenics(golden, name):
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), arrays['params_final'], arrays['params_init'])
     assert max(jax.tree.leaves(moved)) > 1e4 * TOLERANCE
     assert states[-1].step == 5
+
+
+def test_a_step_is_random_by_its_number_and_blind_to_padding(quick_jit, random_params):
+    model = create_model(
+        5,
+        num_layers=1,
+        temporal_layers=0,
+        num_heads=2,
+        width=8,
+        mlp_dim=8,
+        tubelet=(2, 4, 4),
+        drop_path_rate=0.5,
+    )
+    optimizer = optax.sgd(0.1)
+    step = quick_jit(
+        functools.partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            loss='softmax',
+            head_sizes=(5,),
+            label_smoothing=0.0,
+            mixup_alpha=0.0,
+            ema_decay=0.0,
+            seed=0,
+        )
+    )
+    random = np.random.default_rng(0)
+    video = random.integers(0, 256, (6, 4, 8, 8, 3), dtype=np.uint8)
+    batch = {
+        'video': jnp.asarray(video),
+        'label': jnp.arange(6, dtype=jnp.int32) % 5,
+        'mask': jnp.array([True, True, False, True, True, False]),
+    }
+    params = jax.tree.map(jnp.asarray, random_params(model, jnp.zeros((1, 4, 8, 8, 3))))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
+    first, scalars = step(state, batch)
+    # Stochastic depth is on and draws anew in every step.
+    _, later = step(state.replace(step=jnp.ones((), jnp.int32)), batch)
+    assert abs(scalars['loss'] - later['loss']) > 1e-3
+    # What stands in rows that are masked out changes nothing; what stands in the others does.
+    for rows, same in (([2, 5], True), ([3], False)):
+        changed = video.copy()
+        changed[rows] = 255 - changed[rows]
+        other, _ = step(state, batch | {'video': jnp.asarray(changed)})
+        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, other.params)
+        assert (max(jax.tree.leaves(differences)) == 0) is same
