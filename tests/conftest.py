@@ -15,21 +15,18 @@ import pytest
 
 from vivit_jax.models.vivit import ViViT, create_model
 
-# Before any backend starts; an accelerator takes part only if JAX_PLATFORMS asks for it. No compilation cache: its
-# files are not written at once, so that two test processes could meet. In one (-n0), JAX_COMPILATION_CACHE_DIR=.cache/jax
-# JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 makes a second run three times as fast.
+# Before any backend starts; an accelerator takes part only if JAX_PLATFORMS asks for it.
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS') or 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_default_matmul_precision', 'highest')
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps compiled programs, for the workers of this run, the commands they start, and the next run."""
-    folder = str(config.cache.mkdir('jax')) if hasattr(config, 'cache') else ''
-    settings = {'compilation_cache_dir': folder, 'persistent_cache_min_compile_time_secs': 0.2}
-    for name, value in settings.items():
-        jax.config.update(f'jax_{name}', value)
-        os.environ[f'JAX_{name.upper()}'] = str(value)
+    """Keeps compiled programs for later tests and runs, in each worker for itself: jax writes them in place."""
+    worker = getattr(config, 'workerinput', {}).get('workerid', 'main')
+    if hasattr(config, 'cache'):
+        jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir(f'jax-{worker}')))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 GOLDEN = Path(__file__).parent / 'golden' / 'scenic'

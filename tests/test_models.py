@@ -100,12 +100,9 @@ def computed(golden, quick_jit):
             )
             return smoothed, (plain, logits, out)
 
-        # The gradient of a maximum looks for the entry equal to it: unoptimised code, which computes the entries
-        # twice with different rounding, finds none.
-        jit = jax.jit if model.classifier == 'gmp' else quick_jit
         # By parameter; by pixel where that was recorded, since it takes time.
         by = (0, 1) if 'grad_inputs' in arrays else (0,)
-        gradient = jit(jax.value_and_grad(smoothed_loss, argnums=by, has_aux=True))
+        gradient = quick_jit(jax.value_and_grad(smoothed_loss, argnums=by, has_aux=True))
         return jax.device_get(gradient(arrays['params'], inputs['video']))
 
     return compute

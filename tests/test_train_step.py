@@ -130,4 +130,4 @@ def test_a_step_is_random_by_its_number_and_blind_to_padding(quick_jit, random_p
         changed[rows] = 255 - changed[rows]
         other, _ = step(state, batch | {'video': jnp.asarray(changed)})
         differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, other.params)
-        assert (max(jax.tree.leaves(differences)) == 0) is same
+        assert (max(jax.tree.leaves(differences)) == 0) == same

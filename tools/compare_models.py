@@ -25,7 +25,9 @@ SPLITS = ('test', 'test_shuffled', 'test_still')
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--models', nargs='+', choices=ATTENTIONS, default=ATTENTIONS, metavar='MODEL')
     parser.add_argument('--output', default='runs/comparison', metavar='DIR', help='workdirs and table.md')
     parsed, rest = parser.parse_known_args()
@@ -55,7 +57,9 @@ def _measure(attention: str, overrides: dict[str, str], workdir: pathlib.Path) -
     """Trains one model and returns its row."""
     config = config_module.load(str(CONFIG), {**overrides, 'model.attention': attention})
     if (workdir / 'checkpoints').exists():
-        raise ValueError(f'{workdir} holds a run already: a time is only measured on a fresh one; other --output')
+        raise ValueError(
+            f'{workdir} holds a run already: a time is only measured on a fresh one; other --output'
+        )
     began = time.perf_counter()
     report = train.train(config, workdir)
     seconds = time.perf_counter() - began

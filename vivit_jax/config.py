@@ -153,7 +153,9 @@ def _optimizer() -> ConfigDict:
     optimizer.b2 = 0.999  # adam
     optimizer.epsilon = 1e-8  # adam
     optimizer.max_grad_norm = 1.0  # gradient clipped to this global norm; 0: not
-    optimizer.weight_decay = 0.0  # share of a weight that a step takes away, before the learning rate; 0: none
+    optimizer.weight_decay = (
+        0.0  # share of a weight that a step takes away, before the learning rate; 0: none
+    )
     optimizer.weight_decay_mode = (
         'decoupled'  # decoupled (from the gradient, times the rate) | l2 (added to it)
     )
@@ -195,8 +197,8 @@ def apply_size(config: ConfigDict, text: str) -> ConfigDict:
     Raises:
         ValueError: If the text has another form or the size is unknown.
     """
-    match = re.fullmatch(r'(\w+)/(\d+)x(\d+)(?:@(\d+))?', text)
-    if not match or match[1] not in SIZES or '0' in match.groups():
+    match = re.fullmatch(r'(\w+)/([1-9]\d*)x([1-9]\d*)(?:@([1-9]\d*))?', text)
+    if not match or match[1] not in SIZES:
         raise ValueError(f'size {text!r} of config {config.name!r}: write {SIZE_FORM}')
     size, patch, tube, frames = match.groups()
     model = config.model
@@ -260,7 +262,7 @@ def _slip_in_file(path: str, argument: str, error: Exception) -> str:
     else:
         text = str(error)
     if not lines:
-        return f'{path}: takes no argument, but got {argument!r}'
+        return f'{path}: takes no argument, but got {argument!r}' if argument else f'{path}: {text}'
     text = ' '.join(text.split())
     # Both what ml_collections says of a key that is set and of one that is read.
     key = re.search(r'Key "(\w+)"', text) or re.match(r'[\'"\\]+(\w+)', text)

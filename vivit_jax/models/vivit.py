@@ -218,8 +218,11 @@ def pool(x: Float[Array, 'b n d'], classifier: str) -> Float[Array, 'b d']:
     """Reduces encoded tokens to one vector a row, as `classifier` says."""
     if classifier in ('token', 'first_token'):
         return x[:, 0]
-    how = {'gap': 'mean', 'gmp': 'max', 'gsp': 'sum'}[classifier]
-    return reduce(x, 'b n d -> b d', how)
+    if classifier == 'gmp':
+        # Not `max`: its gradient compares with the maximum, which a compiler may have computed with other rounding.
+        largest = jnp.argmax(x, axis=1, keepdims=True)
+        return jnp.take_along_axis(x, largest, axis=1)[:, 0]
+    return reduce(x, 'b n d -> b d', {'gap': 'mean', 'gsp': 'sum'}[classifier])
 
 
 def create_model(num_classes: int, **model: Any) -> ViViT:
