@@ -7,28 +7,13 @@ import sys
 
 import pytest
 
+from tiny import DIGITS, SETTINGS, options
 from vivit_jax import main as command
 from vivit_jax.config import load
 
 ROOT = pathlib.Path(__file__).parent.parent
-DIGITS = str(ROOT / 'configs' / 'moving_digits.py')
 KINETICS = str(ROOT / 'configs' / 'kinetics400_fe.py')
-TINY = (
-    '--config.model.width=16',
-    '--config.model.mlp_dim=16',
-    '--config.model.num_heads=2',
-    '--config.model.num_layers=1',
-    '--config.model.temporal_layers=1',
-    '--config.model.tubelet=4,8,8',
-    '--config.data.moving_digits.train_size=32',
-    '--config.data.moving_digits.validation_size=16',
-    '--config.data.moving_digits.test_size=20',
-    '--config.training.batch_size=8',
-    '--config.evaluation.batch_size=8',
-    '--config.training.log_every=2',
-    '--config.training.epochs=1',
-    '--config.optimizer.warmup_steps=1',
-)
+TINY = options(SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -2,36 +2,24 @@
 
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-COMMAND = [
-    sys.executable,
-    '-m',
-    'vivit_jax.main',
-    f'--config={ROOT / "configs" / "moving_digits.py"}',
-    '--config.model.width=16',
-    '--config.model.mlp_dim=16',
-    '--config.model.num_heads=2',
-    '--config.model.num_layers=1',
-    '--config.model.temporal_layers=1',
-    '--config.model.tubelet=4,8,8',
-    '--config.model.dropout_rate=0.1',
-    '--config.data.moving_digits.train_size=60',
-    '--config.data.moving_digits.validation_size=10',
-    '--config.data.moving_digits.test_size=21',
-    '--config.training.batch_size=8',
-    '--config.training.steps=8',
-    '--config.training.log_every=1',
-    '--config.training.mixup_alpha=0.2',
-    '--config.evaluation.batch_size=8',
-    '--config.optimizer.warmup_steps=2',
-]
+from tiny import DIGITS, SETTINGS, options
+
+TINY = SETTINGS | {
+    'model.dropout_rate': '0.1',
+    'data.moving_digits.validation_size': '10',
+    'data.moving_digits.test_size': '21',
+    'training.steps': '8',
+    'training.log_every': '1',
+    'training.mixup_alpha': '0.2',
+    'evaluation.every_steps': '4',
+}
+COMMAND = [sys.executable, '-m', 'vivit_jax.main', f'--config={DIGITS}', *options(TINY)]
 
 
 def curve(folder):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -12,32 +11,16 @@ import jax
 import numpy as np
 import pytest
 
+from tiny import DIGITS, SETTINGS, options
 from vivit_jax import evaluate, sharding, train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.config import load
 
-ROOT = pathlib.Path(__file__).parent.parent
-DIGITS = str(ROOT / 'configs' / 'moving_digits.py')
-TINY = {
-    'model.width': '16',
-    'model.mlp_dim': '16',
-    'model.num_heads': '2',
-    'model.num_layers': '1',
-    'model.temporal_layers': '1',
-    'model.tubelet': '4,8,8',
+TINY = SETTINGS | {
     'model.dropout_rate': '0.1',
     'model.drop_path_rate': '0.1',
-    'data.moving_digits.train_size': '60',
-    'data.moving_digits.validation_size': '16',
-    'data.moving_digits.test_size': '20',
-    'training.batch_size': '8',
-    'training.steps': '20',
-    'training.log_every': '7',
     'training.mixup_alpha': '0.2',
     'training.ema_decay': '0.9',
-    'evaluation.batch_size': '8',
-    'evaluation.every_steps': '10',
-    'optimizer.warmup_steps': '2',
 }
 
 
@@ -135,7 +118,7 @@ COMMAND = [
     '-m',
     'vivit_jax.main',
     f'--config={DIGITS}',
-    *(f'--config.{key}={value}' for key, value in TINY.items()),
+    *options(TINY),
     '--config.training.steps=400',
     '--config.evaluation.every_steps=50',
 ]
