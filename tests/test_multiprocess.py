@@ -37,8 +37,8 @@ def test_two_processes_equal_one(tmp_path):
     pipes['env'] = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     runs = {'alone': [[]], 'two': [[f'--distributed=127.0.0.1:{port},2,{process}'] for process in range(2)]}
     outputs = {}
-    for name, options in runs.items():
-        commands = [[*COMMAND, *option, f'--workdir={tmp_path / name}'] for option in options]
+    for name, places in runs.items():
+        commands = [[*COMMAND, *place, f'--workdir={tmp_path / name}'] for place in places]
         processes = [subprocess.Popen(command, **pipes) for command in commands]
         outputs[name] = [process.communicate(timeout=300)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes), outputs[name]

@@ -116,6 +116,7 @@ def test_workers_do_not_matter(workers):
         'moving_digits',
         'train',
         root=None,
+        heads=('label',),
         num_classes=(),
         frames=4,
         seed=0,
@@ -193,5 +194,6 @@ def test_batches_are_split_over_the_devices():
 
 
 def test_an_unknown_source_is_named():
+    settings = {'root': None, 'heads': ('label',), 'num_classes': (), 'frames': 4, 'seed': 0, 'options': {}}
     with pytest.raises(ValueError, match=r"data.source='kinetics': choose one of moving_digits, video_files"):
-        pipeline.make_source('kinetics', 'train', root=None, num_classes=(), frames=4, seed=0, options={})
+        pipeline.make_source('kinetics', 'train', **settings)

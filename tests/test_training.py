@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -182,6 +184,87 @@ def test_the_best_checkpoint_is_kept_and_used(tmp_path, monkeypatch, capsys):
 def test_evaluating_again_gives_the_same(uninterrupted):
     folder, report = uninterrupted
     assert evaluate.evaluate(tiny(), folder) == report
+
+
+def test_how_it_was_trained_is_the_checkpoints_to_tell(uninterrupted):
+    """The moving average is evaluated although the command does not mention it, as are the best metric and loss."""
+    folder, report = uninterrupted
+    plain = tiny(training__ema_decay=0.0, training__loss='sigmoid', checkpoint__best_metric='')
+    assert evaluate.evaluate(plain, folder) == report
+
+
+def test_a_damaged_checkpoint_is_named(uninterrupted, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(uninterrupted[0], folder)
+    shutil.rmtree(folder / 'checkpoints' / '20' / 'meta')
+    with pytest.raises(
+        ValueError, match=r'the checkpoint .*/checkpoints/20 is damaged .*: delete that folder'
+    ):
+        train.train(tiny(), folder)
+
+
+def test_several_labels_an_example(tmp_path):
+    """The sigmoid loss, with mean average precision, from beginning to end."""
+    config = tiny(training__loss='sigmoid', checkpoint__best_metric='mean_average_precision')
+    report = train.train(config, tmp_path)
+    assert 0.0 < report['test']['mean_average_precision'] <= 1.0
+    assert set(report['test']['average_precision']) <= {
+        'right',
+        'down-right',
+        'down',
+        'down-left',
+        'left',
+    } | {
+        'up-left',
+        'up',
+        'up-right',
+    }
+    assert not list(tmp_path.glob('confusion_*'))
+
+
+def test_nouns_and_verbs(tmp_path):
+    """Two heads from a table of videos: metrics of each and of both, in whatever order they are asked for."""
+    root = tmp_path / 'data'
+    root.mkdir()
+    rows = []
+    for number in range(8):
+        name = f'{number}.avi'
+        with av.open(str(root / name), 'w') as container:
+            stream = container.add_stream('mpeg4', rate=8)
+            stream.width = stream.height = 32
+            stream.pix_fmt = 'yuv420p'
+            for _ in range(4):
+                frame = av.VideoFrame.from_ndarray(
+                    np.full((32, 32, 3), 30 * number, np.uint8), format='rgb24'
+                )
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        rows.append(f'{name},{number % 3},{number % 2}\n')
+    for split in ('train', 'validation'):
+        (root / f'{split}.csv').write_text('path,noun,verb\n' + ''.join(rows))
+    settings = TINY | {'data.source': 'video_files', 'data.root': str(root), 'data.channels': '3'}
+    settings |= {
+        'data.frames': '4',
+        'data.test_splits': 'validation',
+        'checkpoint.best_metric': 'action_top_1',
+    }
+    settings |= {'evaluation.temporal_views': '2', 'data.heads': 'verb,noun', 'data.num_classes': '2,3'}
+    report = train.train(load(DIGITS, settings), tmp_path / 'run')['validation']
+    assert {
+        'noun_top_1',
+        'verb_top_1',
+        'action_top_1',
+        'verb_per_class',
+        'noun_mean_precision',
+    } <= report.keys()
+    assert report['count'] == 8
+    assert list(report['verb_per_class']) == ['0', '1']
+    assert list(report['noun_per_class']) == ['0', '1', '2']
+    matrix = (tmp_path / 'run' / 'confusion_validation_noun.csv').read_text().splitlines()
+    assert matrix[0] == 'label \\ predicted,0,1,2'
+    assert [sum(map(int, row.split(',')[1:])) for row in matrix[1:]] == [3, 3, 2]
+    with pytest.raises(ValueError, match=r"has the columns noun, verb but data.heads=\('noun', 'action'\)"):
+        train.train(load(DIGITS, settings | {'data.heads': 'noun,action'}), tmp_path / 'other')
 
 
 def test_the_batch_size_does_not_change_an_evaluation(uninterrupted, tmp_path):

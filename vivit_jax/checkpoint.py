@@ -57,7 +57,12 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Returns the step that is best by the metric, else the latest one, None if there is none."""
-        return self._manager.best_step()
+        steps = self.steps()
+        return max(steps, key=lambda step: (self._score_of(step), step)) if steps else None
+
+    def _score_of(self, step: int) -> float:
+        metrics = self._manager.metrics(step)
+        return _score(metrics) if metrics else float('-inf')
 
     def save(
         self,
@@ -106,8 +111,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Reads the meta of a step."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)['meta']
+        return self._read(step, {'meta': ocp.args.JsonRestore()})['meta']
 
     def restore(self, step: int, mesh: Mesh, **like: Any) -> dict[str, Any]:
         """Reads items of a step onto the devices.
@@ -125,7 +129,17 @@ class Checkpoints:
                 sharding.state_sharding(mesh, tree),
             )
             args[item] = ocp.args.StandardRestore(placed)
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+        return self._read(step, args)
+
+    def _read(self, step: int, args: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+        except (KeyError, ValueError, OSError) as error:
+            others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
+            raise ValueError(
+                f'the checkpoint {self.folder / str(step)} is damaged ({" ".join(str(error).split())[:120]}): delete '
+                f'that folder to go on from another one (there are: {others})'
+            ) from error
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -34,14 +34,18 @@ FREE_TO_CHANGE = (
     'data.threads',
     'data.workers',
     'data.prefetch',
+    'data.validation_split',
     'data.test_splits',
     'training.log_every',
+    'evaluation.every_epochs',
+    'evaluation.every_steps',
     'evaluation.batch_size',
     'evaluation.temporal_views',
     'evaluation.spatial_views',
     'evaluation.average',
     'checkpoint.every_steps',
     'checkpoint.keep',
+    'checkpoint.best_metric',
     'sharding.fsdp',
 )
 
@@ -136,7 +140,9 @@ def _training() -> ConfigDict:
     training.loss = 'softmax'  # softmax | sigmoid (several labels an example)
     training.label_smoothing = 0.0  # share of the target spread over all classes
     training.mixup_alpha = 0.0  # of the Beta distribution; 0: none
-    training.ema_decay = 0.0  # moving average of the parameters, evaluated instead of them; 0: none
+    # Moving average of the parameters, evaluated instead of them; 0: none. At step s it is at most
+    # (1 + s) / (10 + s), so that a young average follows.
+    training.ema_decay = 0.0
     training.log_every = 50  # steps
     return training
 
@@ -153,9 +159,7 @@ def _optimizer() -> ConfigDict:
     optimizer.b2 = 0.999  # adam
     optimizer.epsilon = 1e-8  # adam
     optimizer.max_grad_norm = 1.0  # gradient clipped to this global norm; 0: not
-    optimizer.weight_decay = (
-        0.0  # share of a weight that a step takes away, before the learning rate; 0: none
-    )
+    optimizer.weight_decay = 0.0  # in decoupled mode w shrinks by learning rate * this * w a step
     optimizer.weight_decay_mode = (
         'decoupled'  # decoupled (from the gradient, times the rate) | l2 (added to it)
     )
@@ -285,8 +289,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
             return value
         return type(default)(text)
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        kind = 'true or false' if isinstance(default, bool) else type(default).__name__
-        raise ValueError(f'config.{key}={text!r}: must be {kind}, as {default!r}') from error
+        raise ValueError(f'config.{key}={text!r}: must be {_kind(default)}') from error
 
 
 def _parse_tuple(text: str, of_text: bool) -> tuple[Any, ...]:
@@ -312,7 +315,16 @@ def check(config: ConfigDict) -> None:
                 f'config.{key} is missing: set values one by one instead of assigning a whole group'
             )
         if key != 'data.root' and not _alike(found[key], default):
-            raise ValueError(f'config.{key}={found[key]!r}: must be {type(default).__name__}, as {default!r}')
+            raise ValueError(f'config.{key}={found[key]!r}: must be {_kind(default)}')
+
+
+def _kind(default: Any) -> str:
+    """Says what can stand where a default stands."""
+    if isinstance(default, bool):
+        return f'true or false, as {default}'
+    if isinstance(default, tuple):
+        return f'{len(default)} values, as {default}' if default else 'whole numbers, as (400,), or ()'
+    return f'{type(default).__name__}, as {default!r}'
 
 
 def _alike(value: Any, default: Any) -> bool:

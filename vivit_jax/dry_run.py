@@ -66,10 +66,16 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
     """
     if not config.data.num_classes:
         raise ValueError("data.num_classes is not set: a dry run has no data to count them in; e.g. '(10,)'")
+    experiment.check(config)
+    config = ConfigDict(config.to_dict())
+    config.training.steps, config.training.epochs = 0, 1.0 + config.optimizer.warmup_epochs
+    config.optimizer.warmup_steps = 0
     noise = RandomClips(config)
     with Terminal() as terminal:
-        run = Run(config, pathlib.Path('dry run'), noise, noise, terminal)
-        run.announce(0)
+        run = Run(config, pathlib.Path(), noise, noise, terminal)
+        terminal.say(f'{config.name}: dry run', style='bold')
+        for label, text in run.describe().items():
+            terminal.say(f'  {label:<9} {text}')
         state = jax.jit(run.create, out_shardings=run.placement)()
         examples: Any = experiment.evaluation_examples(config, noise, temporal_views=1, spatial_views=1)
         reading: dict[str, Any] = experiment.reading(config, run.mesh)

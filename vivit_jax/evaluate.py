@@ -143,7 +143,7 @@ def evaluate_tests(
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the test splits with all views.
 
-    Writes `eval.json`, `predictions.csv` and a `confusion_<split>.csv` each, and shows a table.
+    Writes `eval.json`, `predictions.csv` and confusion matrices, and shows a table.
 
     Returns:
         What is in `eval.json`: metrics by split.
@@ -152,6 +152,7 @@ def evaluate_tests(
     report: dict[str, dict[str, Any]] = {}
     summary: dict[str, dict[str, float]] = {}
     rows: list[list[Any]] = []
+    written = ['eval.json', 'predictions.csv']
     step: EvalStep | None = None
     main_process = jax.process_index() == 0
     for split in config.data.test_splits:
@@ -161,36 +162,65 @@ def evaluate_tests(
         on_batch = functools.partial(terminal.bar, f'evaluating {split}')
         outcome = evaluate_source(config, source, params, step, mesh, views=views, on_batch=on_batch)
         summary[split] = outcome.metrics
-        report[split] = {**outcome.metrics, 'views': list(views)}
-        names = list(source.class_names)
-        if config.training.loss == 'softmax' and len(sizes) == 1:
-            confusion = metrics.confusion_matrix(outcome.scores.argmax(1), outcome.labels, sizes[0])
-            report[split] |= _by_class(confusion, names)
-            counts = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
+        by_class, confusions = _by_class(
+            outcome, source, sizes, tuple(config.data.heads), config.training.loss
+        )
+        report[split] = {**outcome.metrics, 'views': list(views), **by_class}
+        for head, counts in confusions.items():
+            written.append(f'confusion_{split}{head}.csv')
             if main_process:
-                _write_csv(folder / f'confusion_{split}.csv', ['label \\ predicted', *names], counts)
+                _write_csv(folder / written[-1], counts[0], counts[1:])
         rows += _predictions(split, source, outcome, sizes, config.training.loss)
     if main_process:
         (folder / 'eval.json').write_text(json.dumps(report, indent=2) + '\n')
         _write_csv(folder / 'predictions.csv', PREDICTION_COLUMNS, rows)
     terminal.table(summary)
-    terminal.say(f'written to {folder}: eval.json, predictions.csv, confusion_*.csv')
+    terminal.say(f'written to {folder}: {", ".join(written)}')
     return report
 
 
-def _by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Means over the classes, and the numbers of each."""
-    values = {name: column.tolist() for name, column in metrics.per_class(confusion).items()}
-    each = {name: dict(zip(values, row, strict=True))
-            for name, *row in zip(names, *values.values(), strict=True)}  # fmt: skip
-    means = {f'mean_{name}': value for name, value in metrics.mean_over_classes(confusion).items()}
-    return {**means, 'per_class': each}
+def _by_class(
+    outcome: Outcome, source: Source, sizes: tuple[int, ...], heads: tuple[str, ...], loss: str
+) -> tuple[dict[str, Any], dict[str, list[list[Any]]]]:
+    """Returns the numbers of each class, and the confusion matrix of each head as a table.
+
+    With several heads, names of metrics begin with the head's, and the matrices are keyed `_<head>`.
+    """
+    names = list(source.class_names)
+    if loss == 'sigmoid':
+        targets = np.asarray(losses.one_hot_targets(jnp.asarray(outcome.labels), sizes))
+        values = metrics.average_precision(outcome.scores, targets).tolist()
+        # A class without an example has none; JSON knows no NaN.
+        known = {name: value for name, value in zip(names, values, strict=True) if math.isfinite(value)}
+        return {'average_precision': known}, {}
+    numbers: dict[str, Any] = {}
+    tables: dict[str, list[list[Any]]] = {}
+    starts = np.cumsum((0, *sizes))
+    labels = outcome.labels.reshape(len(outcome.labels), -1)
+    for number, (head, size) in enumerate(zip(heads, sizes, strict=True)):
+        classes = names[starts[number] : starts[number + 1]]
+        predicted = outcome.scores[:, starts[number] : starts[number + 1]].argmax(1)
+        confusion = metrics.confusion_matrix(predicted, labels[:, number], size)
+        prefix = f'{head}_' if len(sizes) > 1 else ''
+        columns = {name: column.tolist() for name, column in metrics.per_class(confusion).items()}
+        # The share of a class's examples that were recognised: its accuracy.
+        columns['accuracy'] = columns.pop('recall')
+        each = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        numbers[f'{prefix}per_class'] = dict(zip(classes, each, strict=True))
+        means = metrics.mean_over_classes(confusion)
+        numbers |= {f'{prefix}mean_{name}': means[name] for name in means if name != 'recall'}
+        rows = [[name, *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
+        tables[f'_{head}' if prefix else ''] = [['label \\ predicted', *classes], *rows]
+    return numbers, tables
 
 
 def _predictions(
     split: str, source: Source, outcome: Outcome, sizes: tuple[int, ...], loss: str
 ) -> list[list[Any]]:
-    """One row an example: its label and, for each head, its five most probable classes with probabilities."""
+    """One row an example: its label, and its five most probable classes with their probabilities.
+
+    Classes, and their probabilities, are separated by `|`, heads by ` + `.
+    """
     ends = np.cumsum(sizes)
     heads = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     names = np.array(source.class_names, dtype=object)
@@ -242,16 +272,20 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
         ValueError: If there is no checkpoint, or it is of another model or data; one line.
     """
     folder = pathlib.Path(workdir)
+    experiment.check(config)
     if not (folder / 'checkpoints').is_dir():
         raise ValueError(f'{folder} holds no checkpoints: train first, or choose another --workdir')
     mesh = sharding.make_mesh(config.sharding.fsdp)
-    best_metric = config.checkpoint.best_metric
     with Terminal() as terminal:
-        with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
+        with Checkpoints(folder) as checkpoints:
             step = checkpoints.best_step()
             if step is None:
-                raise ValueError(f'{folder}/checkpoints holds no complete checkpoint: train first')
-            check_same(checkpoints.meta(step)['config'], config, folder, groups=('model', 'data'))
+                raise ValueError(f'{folder} holds no checkpoints: train first, or choose another --workdir')
+            saved = checkpoints.meta(step)['config']
+            check_same(saved, config, folder, groups=('model', 'data'))
+            # How it was trained (loss, moving average) is the checkpoint's to tell, not the command's.
+            config = ConfigDict(config.to_dict())
+            config.training = saved['training']
             model = experiment.make_model(config, experiment.make_source(config, config.data.test_splits[0]))
             params = load_params(checkpoints, step, model, config, mesh)
         terminal.say(f'evaluating step {step} of {folder}')

@@ -2,14 +2,76 @@
 
 import dataclasses
 
+import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vivit_jax.config import flatten
 from vivit_jax.data import pipeline, transforms
 from vivit_jax.data.record import Source
+from vivit_jax.losses import LOSSES
+from vivit_jax.models.embed import token_grid
 from vivit_jax.models.vivit import ViViT, create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
+
+AT_LEAST = {
+    'data.frames': 1,
+    'data.stride': 1,
+    'data.channels': 1,
+    'data.short_side': 0,
+    'data.randaugment_layers': 0,
+    'data.threads': 1,
+    'data.workers': 0,
+    'data.prefetch': 1,
+    'training.steps': 0,
+    'training.batch_size': 1,
+    'training.mixup_alpha': 0,
+    'training.log_every': 1,
+    'evaluation.every_steps': 0,
+    'evaluation.batch_size': 1,
+    'evaluation.temporal_views': 1,
+    'checkpoint.every_steps': 1,
+    'checkpoint.keep': 1,
+    'sharding.fsdp': 1,
+}
+CHOICES: dict[str, tuple[object, ...]] = {
+    'data.source': pipeline.SOURCES,
+    'data.short': ('repeat_last', 'loop'),
+    'training.loss': tuple(LOSSES),
+    'evaluation.spatial_views': (1, 3),
+    'evaluation.average': ('logits', 'softmax'),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Looks at every setting that is not used before data is opened or training is over, so that none fails late.
+
+    Raises:
+        ValueError: Naming the key, its value and what is allowed.
+    """
+    values = flatten(config)
+    for key, lowest in AT_LEAST.items():
+        if values[key] < lowest:
+            raise ValueError(f'{key}={values[key]}: must be at least {lowest}')
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            raise ValueError(f'{key}={values[key]!r}: choose one of {", ".join(map(str, choices))}')
+    for key in ('training.label_smoothing', 'training.ema_decay'):
+        if not 0 <= values[key] < 1:
+            raise ValueError(f'{key}={values[key]}: must be in [0, 1)')
+    if config.training.loss == 'sigmoid' and config.evaluation.average == 'softmax':
+        raise ValueError(
+            "evaluation.average='softmax' does not go with training.loss='sigmoid': choose 'logits'"
+        )
+    devices = jax.device_count()
+    if config.training.batch_size % devices:
+        raise ValueError(
+            f'training.batch_size={config.training.batch_size} cannot be split evenly over {devices} devices'
+        )
+    if config.data.num_classes:
+        model = make_model(config)
+        token_grid(clip_shape(config)[:3], model.tubelet, model.remainder)
 
 
 def make_source(config: ConfigDict, split: str) -> Source:
@@ -20,11 +82,12 @@ def make_source(config: ConfigDict, split: str) -> Source:
             f'config.data.root is not set: get {data.dataset or "your videos"} and give its folder, laid out as '
             f'the docstring of the config tells, with --config.data.root=FOLDER'
         )
-    options = dict(data[data.source]) if data.source in data else {}
+    options = dict(data[data.source]) if data.source in ('moving_digits', 'medmnist') else {}
     source = pipeline.make_source(
         data.source,
         split,
         root=data.root,
+        heads=tuple(data.heads),
         num_classes=tuple(data.num_classes),
         frames=data.frames,
         seed=config.seed,
@@ -50,7 +113,8 @@ def head_sizes(config: ConfigDict, source: Source | None = None) -> tuple[int, .
         sizes = (len(source.class_names),)
     if len(sizes) != len(config.data.heads):
         raise ValueError(
-            f'data.num_classes={sizes} does not go with data.heads={tuple(config.data.heads)}: one number a head'
+            f'data.num_classes={tuple(config.data.num_classes)} does not go with data.heads='
+            f'{tuple(config.data.heads)}: one number a head'
         )
     return sizes
 

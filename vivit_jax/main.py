@@ -24,6 +24,7 @@ import os
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.distributed:
             _join(parsed.distributed)
         return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
+    except KeyboardInterrupt:
+        return _fail('stopped by SIGINT; a run goes on from its last checkpoint by the same command', 130)
     except (ValueError, OSError) as error:
         if traced or '\n' in str(error):
             raise
@@ -103,7 +106,9 @@ def default_workdir(spec: str, config: ConfigDict) -> str:
         for key, (_, value) in changed.items()
         if key not in config_module.FREE_TO_CHANGE
     ]
-    return '-'.join([f'runs/{config.name}', *parts])
+    name = '-'.join([config_module.load(spec).name, *parts])
+    # File systems end at 255 bytes.
+    return f'runs/{name}' if len(name) <= 200 else f'runs/{name[:190]}-{zlib.crc32(name.encode()):08x}'
 
 
 def _run(mode: str, config: ConfigDict, workdir: str) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -32,6 +33,7 @@ def caught_signals() -> Iterator[list[int]]:
     def note(signum: int, frame: FrameType | None) -> None:
         caught.append(signum)
         restore()
+        print('stopping as soon as this step is saved; once more to stop at once', file=sys.stderr)
 
     # Only a main thread may set handlers; in others, signals are somebody else's.
     with contextlib.suppress(ValueError):

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vivit_jax import config as config_module
 from vivit_jax import evaluate, experiment, losses, sharding
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
@@ -24,7 +23,7 @@ from vivit_jax.models.cost import multiply_adds
 from vivit_jax.models.vivit import ViViT
 from vivit_jax.optimizer import ema_update
 from vivit_jax.signals import Stopped, caught_signals
-from vivit_jax.writers import MetricWriter, Terminal, device_memory, progress_text
+from vivit_jax.writers import MetricWriter, Terminal, device_memory, make_folder, progress_text
 
 
 class NonFiniteLoss(RuntimeError):
@@ -215,11 +214,15 @@ class Run:
         first = step - len(self.window) + 1
         for number, scalars in enumerate(self.window, start=first):
             if not math.isfinite(scalars['loss']) or not math.isfinite(scalars['grad_norm']):
+                good = 'none' if self.last_good is None else f'step {self.last_good}'
+                settings = self.config.optimizer
+                tips = [f'a lower optimizer.learning_rate than {settings.learning_rate}', 'a longer warm-up']
+                tips.append(f'optimizer.max_grad_norm below {settings.max_grad_norm or "infinity: 1"}')
+                if self.config.model.dtype != 'float32':
+                    tips.append("model.dtype='float32'")
                 raise NonFiniteLoss(
-                    f'loss {scalars["loss"]} with gradient norm {scalars["grad_norm"]} at step {number}; last good '
-                    f'checkpoint: {"none" if self.last_good is None else f"step {self.last_good}"} in '
-                    f'{self.folder}. Try a lower optimizer.learning_rate, a longer optimizer.warmup_epochs, a '
-                    "smaller optimizer.max_grad_norm, or model.dtype='float32'"
+                    f'loss {scalars["loss"]:g}, gradient norm {scalars["grad_norm"]:g} at step {number}; last good '
+                    f'checkpoint: {good} in {self.folder}. Try {", ".join(tips)}'
                 )
 
     def log(self, step: int) -> dict[str, float]:
@@ -249,25 +252,30 @@ class Run:
         )
         return outcome.metrics
 
-    def announce(self, first: int) -> None:
-        """Says what is about to happen: devices, model, cost, data, steps."""
-        config, steps = self.config, self.plan
+    def describe(self) -> dict[str, str]:
+        """Returns lines about the model with its cost, and the devices."""
+        config = self.config
         clip = experiment.clip_shape(config)
         parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes.params))
         gflops = multiply_adds(self.model, clip) / 1e9
-        changed = config_module.differences(config_module.default_config(), config)
         device, mesh = self.mesh.devices.flat[0], self.mesh
         axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
         processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
-        lines = {
+        return {
             'model': f'{config.model.attention}, {parameters / 1e6:.3f} M parameters, {gflops:.3f} GFLOPs '
             f'(multiply-adds) a clip of {" x ".join(map(str, clip))}, {config.model.dtype}',
             'devices': f'{mesh.devices.size} x {device.device_kind} ({device.platform}), {axes}{processes}',
+        }
+
+    def announce(self, first: int) -> None:
+        """Says what is about to happen: model, devices, data, steps."""
+        config, steps = self.config, self.plan
+        lines = self.describe() | {
             'data': f'{config.data.source}: {len(self.source):,} training and {len(self.validation):,} '
             f'validation examples, {sum(self.sizes)} classes',
             'steps': f'{steps.total_steps:,} of {config.training.batch_size} clips '
             f'({steps.total_steps / steps.steps_per_epoch:.3g} epochs), validation every {steps.evaluate_every:,}',
-            'settings': f'{len(changed)} differ from the base; all are in {self.folder / "config.json"}',
+            'settings': f'{self.folder / "config.json"}',
         }
         self.terminal.say(f'{config.name}: {self.folder}', style='bold')
         for label, text in lines.items():
@@ -297,11 +305,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
         Stopped: On SIGINT or SIGTERM, after saving.
     """
     folder = pathlib.Path(workdir)
-    with Terminal() as terminal, caught_signals() as caught:
+    with Terminal() as terminal:
+        experiment.check(config)
         source = experiment.make_source(config, config.data.train_split)
         validation = experiment.make_source(config, config.data.validation_split)
+        for split in config.data.test_splits:
+            experiment.make_source(config, split)
         run = Run(config, folder, source, validation, terminal)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         best_metric = config.checkpoint.best_metric
         with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
             state = run.begin(checkpoints)
@@ -309,7 +320,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
             if jax.process_index() == 0:
                 (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
             run.announce(first)
-            with MetricWriter(folder, resume_step=first) as writer:
+            with MetricWriter(folder, resume_step=first) as writer, caught_signals() as caught:
                 state = _loop(run, state, first, checkpoints, writer, caught)
             checkpoints.wait()
             step = checkpoints.best_step()
@@ -322,6 +333,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
         terminal.say(
             f'also there: checkpoints/, config.json, metrics.jsonl; curves: tensorboard --logdir {folder}'
         )
+        terminal.say('next: the same command with --mode=eval evaluates again, with other views where told')
         return report
 
 
@@ -337,20 +349,28 @@ def _loop(
     with pipeline.batches(
         examples, batch_size=batch_size, first_step=first, last_step=total, **reading
     ) as batches:
-        began = lap = time.perf_counter()
         logged, waited = first, 0.0
+        previous: Any = None
         for step in range(first + 1, total + 1):
             asked = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
+            got = time.perf_counter()
+            if previous is None:
+                began = lap = got
+            elif previous['loss'].is_ready():  # the device had run dry
+                waited += got - asked
             state, scalars = run.step(state, batch)
             run.window.append(scalars)
+            # One step runs while the next is made ready; more would only pile up batches on the device.
+            jax.block_until_ready(previous)
+            previous = scalars
             if step == first + 1:
                 # Compilation is over once the first step is: it is not to blur the rates.
                 jax.block_until_ready(scalars)
                 run.terminal.say(f'compiled in {time.perf_counter() - began:.1f} s')
                 began = lap = time.perf_counter()
                 logged, waited = step, 0.0
+            run.terminal.bar('step', step, total)
             if step % log_every == 0 or step == total:
                 means = run.log(step)
                 now = time.perf_counter()

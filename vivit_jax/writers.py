@@ -74,12 +74,10 @@ class Terminal:
         self._console = rich.console.Console(
             highlight=False, soft_wrap=True, quiet=jax.process_index() != 0, emoji=False
         )
-        columns = (
-            rich.progress.TextColumn('{task.description}'),
-            rich.progress.BarColumn(bar_width=24),
-            rich.progress.TaskProgressColumn(),
-            rich.progress.TextColumn('{task.fields[text]}'),
-        )
+        text = rich.progress.TextColumn('{task.description} {task.completed}/{task.total}{task.fields[text]}')
+        bar = (rich.progress.BarColumn(bar_width=20), rich.progress.TaskProgressColumn())
+        # The numbers matter more than the bar where there is not room for both.
+        columns = (text, *bar) if self._console.width >= 110 else (text,)
         self._bars = rich.progress.Progress(
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal
         )
@@ -97,35 +95,37 @@ class Terminal:
         self._console.print(text, style=style, markup=False)
 
     def table(self, rows: dict[str, dict[str, float]]) -> None:
-        """Prints numbers by name, a row for each split."""
-        columns = dict.fromkeys(name for values in rows.values() for name in values)
-        table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-        for column in ('split', *columns):
-            table.add_column(column, no_wrap=True)
-        for split, values in rows.items():
-            cells = (values.get(name, '') for name in columns)
-            table.add_row(split, *(f'{cell:.4f}' if isinstance(cell, float) else str(cell) for cell in cells))
+        """Prints numbers by name, a column for each split."""
+        table = rich.table.Table('', box=rich.box.SIMPLE_HEAD)
+        for split in rows:
+            table.add_column(split, no_wrap=True, justify='right')
+        for name in dict.fromkeys(name for values in rows.values() for name in values):
+            cells = (values.get(name, '') for values in rows.values())
+            table.add_row(name, *(f'{cell:.4f}' if isinstance(cell, float) else str(cell) for cell in cells))
         self._console.print(table)
 
-    def bar(self, phase: str, done: int, total: int, text: str = '') -> None:
-        """Moves the bar of a phase (terminal only); at the end it goes away."""
+    def bar(self, phase: str, done: int, total: int, text: str | None = None) -> None:
+        """Moves the bar of a phase (terminal only), with new text after it or as it was; at the end it goes away."""
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=total, text=text)
-        self._bars.update(self._tasks[phase], completed=done, total=total, text=text)
+            self._tasks[phase] = self._bars.add_task(phase, total=total, text='')
+        if text is not None:
+            self._bars.update(self._tasks[phase], text=f'  {text}')
+        self._bars.update(self._tasks[phase], completed=done, total=total)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(phase))
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """Reports training: moves the bar, or prints a line where there is no terminal."""
-        self.bar('training', done, total, text)
-        if not self._console.is_terminal:
+        """Reports training: beside the bar, or as a line where there is no terminal."""
+        if self._console.is_terminal:
+            self.bar('step', done, total, text)
+        else:
             self.say(f'step {done:>{len(str(total))}}/{total}  {text}')
 
 
 def progress_text(scalars: dict[str, float], *, seconds_left: float) -> str:
     """Formats the numbers of a progress line."""
-    parts = [f'loss {scalars["loss"]:.4f}', f'lr {scalars["learning_rate"]:.2e}']
-    parts.append(f'{scalars["clips_per_second"]:.1f} clips/s')
+    parts = [f'loss {scalars["loss"]:.4f}', f'lr {scalars["learning_rate"]:.1e}']
+    parts.append(f'{scalars["clips_per_second"]:.3g} clips/s')
     parts.append(f'data wait {scalars["data_wait"]:.0%}')
     parts.append(f'ETA {duration(seconds_left)}')
     if 'device_memory' in scalars:
@@ -136,6 +136,15 @@ def progress_text(scalars: dict[str, float], *, seconds_left: float) -> str:
 def duration(seconds: float) -> str:
     """Returns seconds as `1:02:03`, with days before where there are any."""
     return str(datetime.timedelta(seconds=math.ceil(seconds)))
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Creates a workdir; a ValueError of one line says why that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'checkpoints').mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'--workdir={folder} cannot be made a folder: {error.strerror}') from error
 
 
 def device_memory() -> int | None:

@@ -36,6 +36,7 @@ def make_source(
     split: str,
     *,
     root: str | None,
+    heads: tuple[str, ...],
     num_classes: tuple[int, ...],
     frames: int,
     seed: int,
@@ -47,6 +48,7 @@ def make_source(
         name: One of `SOURCES`.
         split: Which split; the source tells which it has.
         root: Folder that holds the data, for those that read files.
+        heads: Names of the heads.
         num_classes: Classes of each head, where the data may not show all of them; () as the data tells.
         frames: Frames of a generated clip.
         seed: Of generated clips.
@@ -69,7 +71,7 @@ def make_source(
         return MedMNIST(split, root=root, **options)
     from vivit_jax.data.video_files import VideoFiles
 
-    return VideoFiles(split, root=root, num_classes=num_classes)
+    return VideoFiles(split, root=root, heads=heads, num_classes=num_classes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,9 +166,9 @@ def _example(video: np.ndarray, label: Label, index: int, *, mask: bool) -> Exam
     }
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch; two are kept, as a batch may straddle them."""
+    """The order of one epoch; some are kept, as a batch may straddle them."""
     return np.random.default_rng((seed, epoch, length)).permutation(length)
 
 

@@ -35,7 +35,14 @@ class VideoFiles:
         digest: Of classes, names, labels and lengths.
     """
 
-    def __init__(self, split: str, *, root: str | None, num_classes: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        split: str,
+        *,
+        root: str | None,
+        heads: tuple[str, ...] = (),
+        num_classes: tuple[int, ...] = (),
+    ):
         """Lists the files of a split and looks into each of them.
 
         Args:
@@ -43,6 +50,7 @@ class VideoFiles:
                 one column of class numbers or names a head; class names are those of all tables in `root`,
                 or the folders in `root/train` (of the split, where there is no train).
             root: Folder that holds the data.
+            heads: Columns of a table that hold the labels, in this order; (): all but `path`, as they stand.
             num_classes: Classes of each head, for tables of class numbers; (): up to the largest number in any
                 table.
 
@@ -56,7 +64,7 @@ class VideoFiles:
             )
         self._root = pathlib.Path(root).expanduser()
         if _is_table(self._root, split):
-            self.class_names, listed = _from_tables(self._root, split, num_classes)
+            self.class_names, listed = _from_tables(self._root, split, heads, num_classes)
         else:
             self.class_names, listed = _from_folders(self._root, split)
         with futures.ThreadPoolExecutor(PROBING_THREADS) as pool:
@@ -135,7 +143,9 @@ def _from_folders(root: pathlib.Path, split: str) -> tuple[list[str], Listed]:
     return classes, listed
 
 
-def _from_tables(root: pathlib.Path, split: str, sizes: Sequence[int]) -> tuple[list[str], Listed]:
+def _from_tables(
+    root: pathlib.Path, split: str, wanted: Sequence[str], sizes: Sequence[int]
+) -> tuple[list[str], Listed]:
     file = root / f'{split}.csv'
     tables = {other.name: _read_table(other) for other in sorted(root.glob('*.csv'))}
     header, rows = tables[file.name]
@@ -145,6 +155,11 @@ def _from_tables(root: pathlib.Path, split: str, sizes: Sequence[int]) -> tuple[
             f'{file}: {len(rows)} rows under the header {",".join(header)!r}; it must be path,label or path '
             'and one column a head, as path,noun,verb'
         )
+    if wanted and set(wanted) != set(heads):
+        raise ValueError(
+            f'{file} has the columns {", ".join(heads)} but data.heads={tuple(wanted)}: they must agree'
+        )
+    heads = list(wanted) or heads
     if sizes and len(sizes) != len(heads):
         raise ValueError(f'{file}: num_classes={tuple(sizes)} must be one each of {", ".join(heads)}')
     tables = {name: table for name, table in tables.items() if 'path' in table[0]}

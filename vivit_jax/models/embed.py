@@ -108,8 +108,8 @@ def tubelet_initialiser(method: str) -> nn.initializers.Initializer:
 
     Args:
         method: 'central_frame' puts a fresh 2-D kernel at the time index t // 2 and zeros elsewhere
-            (equation 9's neighbour, "central frame initialisation"), 'average' puts it at every time index
-            divided by t ("filter inflation"), 'random' draws all of them independently.
+            (the paper's "central frame initialisation"), 'average' puts it at every time index divided by t
+            ("filter inflation"), 'random' draws all of them independently.
     """
 
     def initialise(rng: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
