@@ -107,3 +107,16 @@ def test_public_names():
 def test_no_file_is_crowded():
     for path in MODULES:
         assert len((ROOT / path).read_text().splitlines()) <= 450, path
+
+
+def test_the_readme_names_what_is_there():
+    text = (ROOT / 'README.md').read_text()
+    assert '@@' not in text
+    named = re.findall(r'(?:configs|tools|vivit_jax)/\w+\.(?:py|md)', text)
+    assert len(named) >= 8
+    for name in named:
+        assert (ROOT / name).is_file(), name
+    assert 'pip install -e . && python -m vivit_jax.main --config=configs/moving_digits.py' in text
+    test_command = "pip install -e '.[test]' && pytest"
+    assert test_command in text
+    assert test_command in (ROOT / '.ci' / 'run').read_text()
