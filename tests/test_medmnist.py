@@ -154,7 +154,9 @@ def test_counts_other_than_published(tmp_path, monkeypatch, replaced, message):
 
 @pytest.mark.parametrize('name', SETS)
 def test_what_is_published_is_what_the_package_says(name):
-    package = pytest.importorskip('medmnist', reason='compares with the package medmnist, which is not installed')
+    package = pytest.importorskip(
+        'medmnist', reason='compares with the package medmnist, which is not installed'
+    )
     info = package.INFO[f'{name}mnist3d']
     assert SETS[name].counts == tuple(info['n_samples'][split] for split in ('train', 'val', 'test'))
     assert SETS[name].md5 == {28: info['MD5'], 64: info['MD5_64']}

@@ -9,6 +9,7 @@ worker processes; position p of the endless training stream is computed from p w
 import contextlib
 import dataclasses
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -235,3 +236,6 @@ def batches(
         yield iterator
     finally:
         iterator.close()
+        del iterator, dataset
+        if workers:
+            gc.collect()  # memory shared with workers hangs in cycles, and would be called leaked at exit
