@@ -6,7 +6,7 @@ colour jitter, RandAugment 2 / 15, stochastic depth 0.2, label smoothing 0.2, mi
 
 Expected for L/16x2 from Kinetics weights: action 44.0 %, verb 66.4 %, noun 56.8 % (Scenic's released weights:
 action 43.6 %).
-Hardware: the paper used TPU pods.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
 Data: EPIC-Kitchens-100 cut to its 67,217 training and 9,668 validation segments, listed in ROOT/train.csv and
 ROOT/validation.csv with the columns path,noun,verb (class numbers).
 

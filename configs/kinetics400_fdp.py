@@ -4,7 +4,8 @@ Clips of 32 frames, every second one, at 224 x 224; momentum SGD, 64 clips a ste
 with 2.5 epochs of warm-up and a cosine; 4 x 3 views at the end (paper, tables 2 and 8).
 
 Expected: 76.3 % top-1 when it starts from an image ViT trained on ImageNet-21k; from fresh parameters far less.
-Hardware: the paper used TPU pods. 88.9 M parameters, 277.1 thousand million multiply-adds a view.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
+88.9 M parameters, 277.1 thousand million multiply-adds a view.
 Data: Kinetics-400 (about 240,000 training videos), as ROOT/train/CLASS/*.mp4 and ROOT/validation/CLASS/*.mp4.
 
     python -m vivit_jax.main --config=configs/kinetics400_fdp.py --config.data.root=ROOT

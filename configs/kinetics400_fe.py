@@ -6,7 +6,8 @@ with 2.5 epochs of warm-up and a cosine; 4 x 3 views at the end (paper, tables 2
 Expected: 78.8 % top-1 when it starts from an image ViT trained on ImageNet-21k; from fresh parameters far less.
 Scenic's released weights: 78.4 (B), 80.3 (L). The paper's baseline, frames averaged instead of encoded
 together (--config.model.temporal_layers=0): 75.8 with 86.7 M parameters.
-Hardware: the paper used TPU pods. 115.1 M parameters, 284.4 thousand million multiply-adds a view.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
+115.1 M parameters, 284.4 thousand million multiply-adds a view.
 Data: Kinetics-400 (about 240,000 training videos), as ROOT/train/CLASS/*.mp4 and ROOT/validation/CLASS/*.mp4.
 
     python -m vivit_jax.main --config=configs/kinetics400_fe.py --config.data.root=ROOT

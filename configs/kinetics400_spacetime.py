@@ -5,7 +5,8 @@ with 2.5 epochs of warm-up and a cosine; 4 x 3 views at the end (paper, tables 2
 
 Expected: 80.0 % top-1 when it starts from an image ViT trained on ImageNet-21k; from fresh parameters far less.
 Scenic's released weights: 79.9.
-Hardware: the paper used TPU pods. 88.9 M parameters, 455.2 thousand million multiply-adds a view.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
+88.9 M parameters, 455.2 thousand million multiply-adds a view.
 Data: Kinetics-400 (about 240,000 training videos), as ROOT/train/CLASS/*.mp4 and ROOT/validation/CLASS/*.mp4.
 
     python -m vivit_jax.main --config=configs/kinetics400_spacetime.py --config.data.root=ROOT

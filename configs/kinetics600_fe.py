@@ -3,7 +3,8 @@
 As on Kinetics-400 with 600 classes: momentum SGD, 64 clips a step, 30 epochs, learning rate 0.1; 4 x 3 views.
 
 Expected: 82.9 % top-1 for L/16x2 from an image ViT trained on ImageNet-21k (Scenic's released weights: 81.6).
-Hardware: the paper used TPU pods. Four temporal layers at every size, as in the paper.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
+Four temporal layers at every size, as in the paper.
 Data: Kinetics-600 (about 390,000 training videos), as ROOT/train/CLASS/*.mp4 and ROOT/validation/CLASS/*.mp4.
 
     python -m vivit_jax.main --config=configs/kinetics600_fe.py --config.data.root=ROOT

@@ -3,7 +3,7 @@
 As on Kinetics-400 with 339 classes, 10 epochs and a learning rate of 0.25; 4 x 3 views.
 
 Expected: 38.5 % top-1 for L/16x2 from an image ViT trained on ImageNet-21k.
-Hardware: the paper used TPU pods.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
 Data: Moments in Time (about 800,000 videos of 3 s), as ROOT/train/CLASS/*.mp4 and ROOT/validation/CLASS/*.mp4.
 
     python -m vivit_jax.main --config=configs/moments_in_time_fe.py --config.data.root=ROOT

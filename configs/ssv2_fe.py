@@ -5,7 +5,7 @@ Appearance says little here, so regularisation is strong: RandAugment 2 / 20, st
 in the paper, although some classes name a direction: --config.data.flip=0 leaves that out.
 
 Expected: 65.9 % top-1 for L/16x2 from Kinetics weights.
-Hardware: the paper used TPU pods.
+Hardware and time: TPU pods in the paper, which gives no times; not measured here.
 Data: Something-Something v2 (168,913 training, 24,777 validation videos), as ROOT/train/CLASS/*.webm and
 ROOT/validation/CLASS/*.webm, or listed in ROOT/train.csv and ROOT/validation.csv with the columns path,label.
 

@@ -149,3 +149,30 @@ def test_the_command_trains_evaluates_and_repeats_its_evaluation(tmp_path):
     subprocess.run([*run, '--mode=eval'], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads((folder / 'eval.json').read_text()) == report
     assert (folder / 'predictions.csv').read_text() == predictions
+
+
+def test_memory_that_runs_out_is_said_in_words(monkeypatch, capsys, tmp_path):
+    import jax
+
+    from vivit_jax import train
+
+    def exhaust(config, workdir):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 85899345920 bytes.')
+
+    monkeypatch.setattr(train, 'train', exhaust)
+    assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}']) == 1
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1
+    for word in ('out of device memory', 'training.batch_size=32', "model.dtype='float32'", 'sharding.fsdp'):
+        assert word in line
+
+
+def test_an_interrupted_evaluation_ends_in_one_line(monkeypatch, capsys, tmp_path):
+    from vivit_jax import evaluate
+
+    def interrupt(config, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, 'evaluate', interrupt)
+    assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}', '--mode=eval']) == 130
+    assert capsys.readouterr().err.startswith('stopped by SIGINT')
