@@ -139,7 +139,13 @@ def evaluate_source(
 
 
 def evaluate_tests(
-    config: ConfigDict, params: Any, model: ViViT, mesh: Mesh, folder: pathlib.Path, terminal: Terminal
+    config: ConfigDict,
+    sources: dict[str, Source],
+    params: Any,
+    model: ViViT,
+    mesh: Mesh,
+    folder: pathlib.Path,
+    terminal: Terminal,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the test splits with all views.
 
@@ -156,7 +162,7 @@ def evaluate_tests(
     step: EvalStep | None = None
     main_process = jax.process_index() == 0
     for split in config.data.test_splits:
-        source = experiment.make_source(config, split)
+        source = sources[split]
         sizes = experiment.head_sizes(config, source)
         step = step or make_eval_step(config, model, sizes, mesh)
         on_batch = functools.partial(terminal.bar, f'evaluating {split}')
@@ -286,10 +292,11 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
             # How it was trained (loss, moving average) is the checkpoint's to tell, not the command's.
             config = ConfigDict(config.to_dict())
             config.training = saved['training']
-            model = experiment.make_model(config, experiment.make_source(config, config.data.test_splits[0]))
+            sources = {split: experiment.make_source(config, split) for split in config.data.test_splits}
+            model = experiment.make_model(config, sources[config.data.test_splits[0]])
             params = load_params(checkpoints, step, model, config, mesh)
         terminal.say(f'evaluating step {step} of {folder}')
-        return evaluate_tests(config, params, model, mesh, folder, terminal)
+        return evaluate_tests(config, sources, params, model, mesh, folder, terminal)
 
 
 def check_same(

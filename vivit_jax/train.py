@@ -307,11 +307,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
     folder = pathlib.Path(workdir)
     with Terminal() as terminal:
         experiment.check(config)
-        source = experiment.make_source(config, config.data.train_split)
-        validation = experiment.make_source(config, config.data.validation_split)
-        for split in config.data.test_splits:
-            experiment.make_source(config, split)
-        run = Run(config, folder, source, validation, terminal)
+        data = config.data
+        splits = dict.fromkeys((data.train_split, data.validation_split, *data.test_splits))
+        sources = {split: experiment.make_source(config, split) for split in splits}
+        run = Run(config, folder, sources[data.train_split], sources[data.validation_split], terminal)
         make_folder(folder)
         best_metric = config.checkpoint.best_metric
         with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
@@ -329,7 +328,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
                 params = evaluate.load_params(checkpoints, step, run.model, config, run.mesh)
         best = f', the best by {best_metric}' if best_metric else ''
         terminal.say(f'evaluating step {step}{best}')
-        report = evaluate.evaluate_tests(config, params, run.model, run.mesh, folder, terminal)
+        report = evaluate.evaluate_tests(config, sources, params, run.model, run.mesh, folder, terminal)
         terminal.say(
             f'also there: checkpoints/, config.json, metrics.jsonl; curves: tensorboard --logdir {folder}'
         )

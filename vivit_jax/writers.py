@@ -10,7 +10,6 @@ import rich.box
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
 
 
 class MetricWriter:
@@ -26,6 +25,9 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
+        # Not at the top: it imports PyTorch wherever that is installed.
+        import tensorboardX
+
         path = folder / 'metrics.jsonl'
         cut_back(path, resume_step)
         self._file = path.open('a', encoding='utf-8')
