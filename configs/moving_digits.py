@@ -4,7 +4,8 @@ The data is inside the package and a single frame says nothing about the class: 
 seen motion. Two further splits show it: `test_shuffled` (the test clips with their frames in random order) and
 `test_still` (one frame of each, repeated).
 
-Expected: above 98 % on test, about chance (12.5 %) on test_still. Hardware: two CPU cores, a few minutes.
+Expected: above 98 % on test, about chance (12.5 %) on test_still.
+Hardware and time: two CPU cores, a few minutes.
 
     python -m vivit_jax.main --config=configs/moving_digits.py
     python -m vivit_jax.main --config=configs/moving_digits.py --config.model.attention=spatio_temporal

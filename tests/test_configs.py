@@ -102,7 +102,7 @@ def test_a_file_tells_its_name_and_command(name):
     if name != 'base':
         assert load_named(name).name.startswith(name)
         assert f'python -m vivit_jax.main --config=configs/{name}.py' in docstring
-        assert 'Hardware: ' in docstring
+        assert 'Hardware and time: ' in docstring
 
 
 def test_frames_against_tubelet_length_at_constant_tokens():
