@@ -127,38 +127,24 @@ def test_joint_top_k_is_scenics():
 
 
 @pytest.mark.parametrize('form', ['indices', 'one_hot'])
-@pytest.mark.parametrize('score_kind', ['logits', 'probabilities'])
-def test_heads_equal_scenics_metrics(form, score_kind):
+@pytest.mark.parametrize('averaged', ['logits', 'softmax'])
+def test_heads_equal_scenics_metrics(form, averaged):
     kept = GOLDEN['multihead/weights'] > 0
     scores = GOLDEN['multihead/logits'][kept]
-    if score_kind == 'probabilities':
-        scores = np.asarray(metrics.average_views(jnp.asarray(scores)[:, None], 'softmax', HEADS))
+    if averaged == 'softmax':
+        scores = np.log(metrics.average_views(jnp.asarray(scores)[:, None], 'softmax', HEADS))
     found = metrics.classification_metrics(
         scores,
         noun_verb_labels()[kept] if form == 'indices' else GOLDEN['multihead/onehot'][kept],
         loss_kind='softmax',
         head_sizes=HEADS,
         head_names=('noun', 'verb'),
-        score_kind=score_kind,
     )
     for ours, theirs in (('noun', 'noun'), ('verb', 'verb'), ('action', 'noun-verb')):
         for top, suffix in ((1, ''), (5, '_top_5')):
             total, count = GOLDEN[f'multihead/metrics_fn/{theirs}_accuracy{suffix}']
             assert found.pop(f'{ours}_top_{top}') == float(total) / float(count)
     assert set(found) == {'noun_mean_per_class', 'verb_mean_per_class'}
-
-
-def test_probabilities_rank_joints_as_their_logits_do():
-    random = np.random.default_rng(8)
-    logits = (3 * random.normal(size=(300, 13))).astype(np.float32)
-    labels = np.stack([random.integers(0, size, 300) for size in HEADS], axis=1)
-    probabilities = np.asarray(metrics.average_views(jnp.asarray(logits)[:, None], 'softmax', HEADS))
-    settings = {'loss_kind': 'softmax', 'head_sizes': HEADS, 'head_names': ('noun', 'verb')}
-    expected = metrics.classification_metrics(logits, labels, **settings)
-    found = metrics.classification_metrics(probabilities, labels, **settings, score_kind='probabilities')
-    assert found == expected
-    # Taken for logits they would rank by the sum of the probabilities, not by their product.
-    assert metrics.classification_metrics(probabilities, labels, **settings) != expected
 
 
 def test_joint_of_three_heads_equals_the_whole_table():
@@ -270,7 +256,6 @@ SCORES = np.zeros((4, 9), np.float32)
     ('change', 'message'),
     [
         ({'loss_kind': 'hinge'}, "loss 'hinge' is none of softmax, sigmoid"),
-        ({'score_kind': 'odds'}, "score_kind 'odds' is none of logits, probabilities"),
         ({'head_sizes': (4, 4)}, r'\(4, 4\) must add up to 9 classes'),
         ({'labels': np.array([0, 1, 9, 2])}, 'label 9 is outside the classes 0 to 8'),
         ({'labels': np.array([0, 1, -1, 2])}, 'label -1 is outside the classes 0 to 8'),

@@ -18,7 +18,6 @@ from einops import rearrange, reduce
 from jaxtyping import Array, Bool, Float, Int
 
 LOSS_KINDS = ('softmax', 'sigmoid')
-SCORE_KINDS = ('logits', 'probabilities')
 JOINT_CHUNK = 2**20  # joint scores in memory at once (8 MB in float64)
 
 
@@ -48,10 +47,8 @@ def average_views(
         head_sizes: classes of each head; None for one head over all k.
 
     Returns:
-        Averaged logits, or averaged *probabilities* with 'softmax'. Those go into top-k accuracy as they are
-        and, as in Scenic, into the loss as if they were logits, which takes their softmax once more. For the
-        true negative log-likelihood give the loss their logarithm; for a joint of several heads tell
-        `classification_metrics` score_kind='probabilities'.
+        Averaged logits, or averaged *probabilities* with 'softmax'; take their logarithm for metrics and losses,
+        which expect logits. (Scenic's loss takes the softmax of the probabilities once more.)
 
     Raises:
         ValueError: an unknown `how`, or head sizes that do not add up to k.
@@ -246,12 +243,7 @@ def _head_metrics(scores: np.ndarray, labels: np.ndarray, prefix: str) -> dict[s
     return metrics
 
 
-def _joint_metrics(
-    scores: np.ndarray, labels: np.ndarray, head_sizes: Sequence[int], score_kind: str
-) -> dict[str, float]:
-    if score_kind == 'probabilities':
-        with np.errstate(divide='ignore'):
-            scores = np.log(scores)
+def _joint_metrics(scores: np.ndarray, labels: np.ndarray, head_sizes: Sequence[int]) -> dict[str, float]:
     tops = (1, 5) if math.prod(head_sizes) > 5 else (1,)
     found = joint_in_top_k(scores, labels, head_sizes, tops)
     return {f'action_top_{top}': float(row.mean()) for top, row in zip(tops, found, strict=True)}
@@ -264,7 +256,6 @@ def classification_metrics(
     loss_kind: str,
     head_sizes: Sequence[int],
     head_names: Sequence[str],
-    score_kind: str = 'logits',
 ) -> dict[str, float]:
     """All metrics of an evaluation but the loss, as fractions in [0, 1].
 
@@ -280,8 +271,6 @@ def classification_metrics(
         loss_kind: 'softmax' or 'sigmoid' (one head).
         head_sizes: classes of each head, `(k,)` for one.
         head_names: a name a head; a single head needs none.
-        score_kind: 'logits' (or log-probabilities), or 'probabilities' from softmax-averaged views; only a
-            joint of several heads depends on it.
 
     Returns:
         Names and values.
@@ -290,7 +279,6 @@ def classification_metrics(
         ValueError: no examples, an unknown kind, labels or heads that do not go with the scores.
     """
     _check('loss', loss_kind, LOSS_KINDS)
-    _check('score_kind', score_kind, SCORE_KINDS)
     num_examples, num_classes = scores.shape
     if not num_examples:
         raise ValueError('metrics need at least one example, found none')
@@ -311,7 +299,7 @@ def classification_metrics(
     heads = np.split(scores, _split_points(head_sizes), axis=1)
     for index, (name, head) in enumerate(zip(head_names, heads, strict=True)):
         metrics.update(_head_metrics(head, indices[:, index], f'{name}_'))
-    return {**metrics, **_joint_metrics(scores, indices, head_sizes, score_kind)}
+    return {**metrics, **_joint_metrics(scores, indices, head_sizes)}
 
 
 def _multi_label_metrics(
