@@ -45,6 +45,7 @@ def test_the_promised_files_are_there():
         'ssv2_fe',
         'organmnist3d',
         'moving_digits',
+        'finetune',
     }
     assert set(FILES) >= kinetics | others | {'base'}
     assert set(TAKES_SIZE) >= kinetics | others - {'moving_digits'}

@@ -5,10 +5,13 @@ prediction reads the parameters and leaves the rest. `meta` is JSON: the whole c
 class names, a digest of the training data, and what had not been logged yet.
 """
 
+import dataclasses
+import json
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
@@ -60,6 +63,10 @@ class Checkpoints:
         steps = self.steps()
         return max(steps, key=lambda step: (self._score_of(step), step)) if steps else None
 
+    def holds_run(self, step: int) -> bool:
+        """Tells whether a step can be gone on from; converted weights have no optimiser's state."""
+        return (self.folder / str(step) / 'optimizer').is_dir()
+
     def _score_of(self, step: int) -> float:
         metrics = self._manager.metrics(step)
         return _score(metrics) if metrics else float('-inf')
@@ -70,13 +77,14 @@ class Checkpoints:
         *,
         params: Any,
         ema: Any | None,
-        optimizer: Any,
+        optimizer: Any | None,
         meta: dict[str, Any],
         metrics: dict[str, float] | None,
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays may be overwritten.
 
-        A step that is there already is left as it is.
+        A step that is there already is left as it is. Without an optimiser it holds weights to start from or to
+        evaluate, not a run to go on with.
 
         Raises:
             ValueError: If the metrics have no `best_metric`.
@@ -85,9 +93,10 @@ class Checkpoints:
             return
         items = {
             'params': ocp.args.StandardSave(params),
-            'optimizer': ocp.args.StandardSave(optimizer),
             'meta': ocp.args.JsonSave(meta),
         }
+        if optimizer is not None:
+            items['optimizer'] = ocp.args.StandardSave(optimizer)
         if ema is not None:
             items['ema'] = ocp.args.StandardSave(ema)
         score = {'score': self._rate(metrics)} if self._best_metric else None
@@ -144,3 +153,74 @@ class Checkpoints:
 
 def _score(metrics: dict[str, float]) -> float:
     return metrics['score']
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What is read of a checkpoint to use its model: arrays on the host, and its `meta`."""
+
+    folder: pathlib.Path
+    params: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def find(path: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder of a checkpoint: `path` itself, or a workdir's best (else latest); None if there is none."""
+    if (path / 'meta').is_dir() and (path / 'params').is_dir():
+        return path
+    workdir = path.parent if path.name == 'checkpoints' else path
+    if not (workdir / 'checkpoints').is_dir():
+        return None
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.best_step()
+    return None if step is None else workdir / 'checkpoints' / str(step)
+
+
+def read(path: str | pathlib.Path) -> Saved:
+    """Reads the parameters to use (their moving average, where there is one) onto the host.
+
+    Args:
+        path: A workdir (its best checkpoint, else its latest), or one of its `checkpoints/<step>`.
+
+    Raises:
+        ValueError: If there is no checkpoint, or it is damaged.
+    """
+    folder = find(pathlib.Path(path))
+    if folder is None:
+        raise ValueError(f'{path}: holds no checkpoint')
+    return Saved(folder, read_arrays(folder / item_to_use(folder)), read_meta(folder))
+
+
+def item_to_use(folder: pathlib.Path) -> str:
+    """Returns which item of a checkpoint holds the parameters to use: their moving average where there is one."""
+    return 'ema' if (folder / 'ema').is_dir() else 'params'
+
+
+def read_meta(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads the `meta` of a checkpoint's folder.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        return json.loads((folder / 'meta' / 'metadata').read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{folder}: the checkpoint is damaged ({error})') from error
+
+
+def read_arrays(folder: pathlib.Path) -> Any:
+    """Reads a tree that Orbax wrote, whoever asked it to, as NumPy arrays.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        shapes = dict(handler.metadata(folder.absolute()))
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        return handler.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        words = ' '.join(str(error).split())[:120]
+        raise ValueError(f'{folder}: the checkpoint is damaged ({words})') from error
+    finally:
+        handler.close()

@@ -6,6 +6,7 @@ experiment (`configs/NAME.py`) changes values only; it adds no keys.
 
 import ast
 import difflib
+import json
 import pathlib
 import re
 import runpy
@@ -56,6 +57,7 @@ def default_config() -> ConfigDict:
     config.name = 'base'  # experiment; names the default workdir, runs/<name>
     config.seed = 0  # of parameters, shuffling, augmentation, dropout
     config.model = _model()
+    config.init_from = _init_from()
     config.data = _data()
     config.training = _training()
     config.optimizer = _optimizer()
@@ -84,7 +86,7 @@ def _model() -> ConfigDict:
     model.kernel_init = 'central_frame'  # a fresh tubelet kernel: central_frame | average | random
     model.remainder = 'error'  # tubelets that do not divide the clip: error | crop
     model.classifier = 'token'  # token | gap | gmp | gsp | first_token
-    model.position_embedding = 'learned'  # learned | sinusoidal_1d | sinusoidal_3d | none
+    model.position_embedding = 'learned'  # learned | sinusoidal_1d | sinusoidal_2d | sinusoidal_3d | none
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
     model.dropout_rate = 0.0  # probability: tokens, attention output, MLP
     model.attention_dropout_rate = 0.0  # probability: attention weights
@@ -94,6 +96,21 @@ def _model() -> ConfigDict:
     model.final_norm = True  # LayerNorm at the end of an encoder
     model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
     return model
+
+
+def _init_from() -> ConfigDict:
+    init_from = ConfigDict()
+    init_from.path = ''  # trained weights to start from: file or folder (docs/weights.md); '': none
+    # auto | vivit_jax | scenic | vit_npz | big_vision | hf_vit | hf_vivit | timm: to insist on a format
+    init_from.format = 'auto'
+    # of an image ViT into tubelets: central_frame | average (filter inflation) | rank_pooling | fresh
+    init_from.kernel = 'central_frame'
+    # of an image ViT into factorised_self_attention: zero_output | zero | copy | fresh
+    init_from.temporal_attention = 'zero_output'
+    init_from.fresh = ''  # patterns of parameters to leave fresh, as output_projection/*,*/pos_embedding
+    init_from.num_heads = 0  # attention heads of the weights, where the file does not tell; 0: as it tells
+    init_from.allow_unused = ''  # patterns of the file's arrays that may be left out without a known reason
+    return init_from
 
 
 def _data() -> ConfigDict:
@@ -164,6 +181,11 @@ def _optimizer() -> ConfigDict:
         'decoupled'  # decoupled (from the gradient, times the rate) | l2 (added to it)
     )
     optimizer.weight_decay_mask = 'kernels'  # kernels | matrices (more than one axis) | all
+    # What learns, and how fast (learning_rates.py): factors of the learning rate, and so of decoupled decay.
+    optimizer.train = 'all'  # all | head (the rest frozen: a linear probe)
+    optimizer.freeze = ''  # patterns of parameters that stay as they are, as embedding/*,cls*
+    optimizer.layer_decay = 1.0  # factor from each layer to the one below it, in (0, 1]; the head's is 1
+    optimizer.head_rate = 1.0  # factor of the head's learning rate, where the rest is pretrained
     return optimizer
 
 
@@ -218,7 +240,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """Reads an experiment's file and changes single values.
 
     Args:
-        spec: `FILE` or `FILE:ARGUMENT`; the file defines `get_config()` or `get_config(argument)`.
+        spec: `FILE` or `FILE:ARGUMENT`; the file defines `get_config()` or `get_config(argument)`. Or the
+            `config.json` of a workdir.
         overrides: New values as text by key, as `{'model.width': '96', 'data.crop': '(112, 112)'}`.
 
     Returns:
@@ -230,17 +253,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     path, colon, argument = spec.partition(':')
     if not pathlib.Path(path).is_file():
         raise ValueError(_no_file(path))
-    try:
-        get_config = runpy.run_path(path).get('get_config')
-        if get_config is None:
-            raise ValueError(f'{path} defines no get_config(), so it is not a config file')
-        config = get_config(argument) if colon else get_config()
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(_slip_in_file(path, argument, error)) from error
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f'get_config() of {path} returns {config!r} instead of a config')
+    config = _from_json(path) if path.endswith('.json') else _from_python(path, argument if colon else None)
     known = flatten(default_config())
     for key, text in (overrides or {}).items():
         if key not in known:
@@ -249,6 +262,37 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
         config.update_from_flattened_dict({key: value})
     check(config)
     return config.lock()
+
+
+def _from_python(path: str, argument: str | None) -> ConfigDict:
+    """Runs a config file."""
+    try:
+        get_config = runpy.run_path(path).get('get_config')
+        if get_config is None:
+            raise ValueError(f'{path} defines no get_config(), so it is not a config file')
+        config = get_config() if argument is None else get_config(argument)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(_slip_in_file(path, argument or '', error)) from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'get_config() of {path} returns {config!r} instead of a config')
+    return config
+
+
+def _from_json(path: str) -> ConfigDict:
+    """Reads a resolved config, as runs write it."""
+    try:
+        values = flatten(json.loads(pathlib.Path(path).read_text(encoding='utf-8')))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path}: is no config in JSON ({error})') from error
+    config = default_config()
+    for key, value in values.items():
+        if key not in flatten(config):
+            raise ValueError(f'{path}: {unknown_key(key)}')
+        # JSON knows no tuples.
+        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+    return config
 
 
 def _no_file(path: str) -> str:

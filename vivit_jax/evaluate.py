@@ -18,8 +18,8 @@ from jaxtyping import Array, Num
 from ml_collections import ConfigDict
 
 from vivit_jax import config as config_module
-from vivit_jax import experiment, losses, metrics, sharding
-from vivit_jax.checkpoint import Checkpoints
+from vivit_jax import experiment, init_from, losses, metrics, sharding
+from vivit_jax.checkpoint import Checkpoints, item_to_use
 from vivit_jax.data import pipeline
 from vivit_jax.data.record import Source
 from vivit_jax.models.vivit import ViViT
@@ -264,7 +264,7 @@ def load_params(checkpoints: Checkpoints, step: int, model: ViViT, config: Confi
     """Reads the parameters of a checkpoint that are to be used: their moving average where there is one."""
     video = jax.ShapeDtypeStruct((1, *experiment.clip_shape(config)), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)['params']
-    item = 'ema' if config.training.ema_decay else 'params'
+    item = item_to_use(checkpoints.folder / str(step))
     return checkpoints.restore(step, mesh, **{item: shapes})[item]
 
 
@@ -288,6 +288,7 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
             if step is None:
                 raise ValueError(f'{folder} holds no checkpoints: train first, or choose another --workdir')
             saved = checkpoints.meta(step)['config']
+            config = init_from.as_saved(config, saved)
             check_same(saved, config, folder, groups=('model', 'data'))
             # How it was trained (loss, moving average) is the checkpoint's to tell, not the command's.
             config = ConfigDict(config.to_dict())

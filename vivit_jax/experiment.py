@@ -1,6 +1,8 @@
 """What a configuration stands for: its sources, model, optimiser and numbers of steps."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import optax
@@ -10,10 +12,13 @@ from ml_collections import ConfigDict
 from vivit_jax.config import flatten
 from vivit_jax.data import pipeline, transforms
 from vivit_jax.data.record import Source
+from vivit_jax.formats.weights import KINDS
+from vivit_jax.learning_rates import TRAIN, learning_rate_factors, scale_updates
 from vivit_jax.losses import LOSSES
 from vivit_jax.models.embed import token_grid
 from vivit_jax.models.vivit import ViViT, create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
+from vivit_jax.pretrained import KERNELS, TEMPORAL_ATTENTIONS
 
 AT_LEAST = {
     'data.frames': 1,
@@ -21,6 +26,7 @@ AT_LEAST = {
     'data.channels': 1,
     'data.short_side': 0,
     'data.randaugment_layers': 0,
+    'init_from.num_heads': 0,
     'data.threads': 1,
     'data.workers': 0,
     'data.prefetch': 1,
@@ -28,6 +34,7 @@ AT_LEAST = {
     'training.batch_size': 1,
     'training.mixup_alpha': 0,
     'training.log_every': 1,
+    'optimizer.head_rate': 0,
     'evaluation.every_steps': 0,
     'evaluation.batch_size': 1,
     'evaluation.temporal_views': 1,
@@ -36,9 +43,13 @@ AT_LEAST = {
     'sharding.fsdp': 1,
 }
 CHOICES: dict[str, tuple[object, ...]] = {
+    'init_from.format': ('auto', *KINDS),
+    'init_from.kernel': KERNELS,
+    'init_from.temporal_attention': TEMPORAL_ATTENTIONS,
     'data.source': pipeline.SOURCES,
     'data.short': ('repeat_last', 'loop'),
     'training.loss': tuple(LOSSES),
+    'optimizer.train': TRAIN,
     'evaluation.spatial_views': (1, 3),
     'evaluation.average': ('logits', 'softmax'),
 }
@@ -60,6 +71,8 @@ def check(config: ConfigDict) -> None:
     for key in ('training.label_smoothing', 'training.ema_decay'):
         if not 0 <= values[key] < 1:
             raise ValueError(f'{key}={values[key]}: must be in [0, 1)')
+    if not 0 < config.optimizer.layer_decay <= 1:
+        raise ValueError(f'optimizer.layer_decay={config.optimizer.layer_decay}: must be in (0, 1]')
     if config.training.loss == 'sigmoid' and config.evaluation.average == 'softmax':
         raise ValueError(
             "evaluation.average='softmax' does not go with training.loss='sigmoid': choose 'logits'"
@@ -184,7 +197,32 @@ def make_optimizer(config: ConfigDict, steps: Plan) -> tuple[optax.GradientTrans
         weight_decay_mode=settings.weight_decay_mode,
         weight_decay_mask=settings.weight_decay_mask,
     )
+    if not learns_evenly(config):
+        optimizer = scale_updates(optimizer, functools.partial(rate_factors, config))
     return optimizer, schedule
+
+
+def learns_evenly(config: ConfigDict) -> bool:
+    """Tells whether all parameters have the schedule's learning rate."""
+    settings = config.optimizer
+    return (settings.train, settings.freeze, settings.layer_decay, settings.head_rate) == (
+        'all',
+        '',
+        1.0,
+        1.0,
+    )
+
+
+def rate_factors(config: ConfigDict, params: Any) -> Any:
+    """Returns the factor of every parameter's learning rate, see `learning_rate_factors`."""
+    settings = config.optimizer
+    return learning_rate_factors(
+        params,
+        train=settings.train,
+        freeze=settings.freeze,
+        layer_decay=settings.layer_decay,
+        head_rate=settings.head_rate,
+    )
 
 
 def training_examples(config: ConfigDict, source: Source) -> pipeline.TrainingExamples:

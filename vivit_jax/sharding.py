@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,6 +65,26 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, P(*('fsdp' if axis == split else None for axis in range(array.ndim))))
 
     return jax.tree.map(one, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Copies arrays to the host whole, on every process, wherever their parts are."""
+
+    def one(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.asarray(array)
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+def from_host(tree: Any, shardings: Any) -> Any:
+    """Places arrays that every process has whole."""
+    return jax.tree.map(
+        lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda part: array[part]),
+        tree,
+        shardings,
+    )
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -14,10 +14,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vivit_jax import evaluate, experiment, losses, sharding
+from vivit_jax import evaluate, experiment, init_from, learning_rates, losses, sharding
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
 from vivit_jax.data.record import Source
+from vivit_jax.formats.weights import Weights
 from vivit_jax.mixup import mixup
 from vivit_jax.models.cost import multiply_adds
 from vivit_jax.models.vivit import ViViT
@@ -73,6 +74,7 @@ def train_step(
     mixup_alpha: float,
     ema_decay: float,
     seed: int,
+    learns: Any = True,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of gradient descent.
 
@@ -90,6 +92,9 @@ def train_step(
         mixup_alpha: See `mixup.mixup`; 0 leaves it out.
         ema_decay: Of the moving average; 0 when there is none.
         seed: Of mixup, dropout and stochastic depth.
+        learns: Which parameters do: a bool, or a tree of one for each parameter. The others stay as they are, bit
+            for bit, their average too, and cost no backward pass; see `learning_rates.scale_updates` for the
+            optimiser's side.
 
     Returns:
         The next state, and float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`.
@@ -101,6 +106,7 @@ def train_step(
         video, targets = mixup(mixup_rng, video, targets, alpha=mixup_alpha)
 
     def mean_loss(params: Any) -> jax.Array:
+        params = jax.tree.map(lambda yes, w: w if yes else jax.lax.stop_gradient(w), learns, params)
         logits, _ = model.apply({'params': params}, video, train=True, rngs={'dropout': dropout_rng})
         each = losses.per_example_loss(
             logits, targets, loss=loss, head_sizes=head_sizes, label_smoothing=label_smoothing
@@ -110,7 +116,11 @@ def train_step(
     value, gradient = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema if state.ema is None else ema_update(state.ema, params, ema_decay, state.step)
+    params = jax.tree.map(lambda yes, new, old: new if yes else old, learns, params, state.params)
+    ema = state.ema
+    if ema is not None:
+        average = ema_update(ema, params, ema_decay, state.step)
+        ema = jax.tree.map(lambda yes, new, old: new if yes else old, learns, average, ema)
     scalars = {
         'loss': value,
         'grad_norm': optax.global_norm(gradient),
@@ -142,6 +152,7 @@ class Run:
         self.optimizer, self.schedule = experiment.make_optimizer(config, self.plan)
         self.window: list[dict[str, Any]] = []
         self.last_good: int | None = None
+        self.started: list[str] = []
         self._eval_step: evaluate.EvalStep | None = None
         training = config.training
         self.create = functools.partial(
@@ -154,6 +165,7 @@ class Run:
         )
         self.shapes = jax.eval_shape(self.create)
         self.placement = sharding.state_sharding(self.mesh, self.shapes)
+        self.factors = experiment.rate_factors(config, self.shapes.params)
         step = functools.partial(
             train_step,
             model=self.model,
@@ -164,6 +176,7 @@ class Run:
             mixup_alpha=training.mixup_alpha,
             ema_decay=training.ema_decay,
             seed=config.seed,
+            learns=jax.tree.map(bool, self.factors),
         )
         self.step = jax.jit(
             step,
@@ -172,11 +185,17 @@ class Run:
             out_shardings=(self.placement, sharding.replicated(self.mesh)),
         )
 
-    def begin(self, checkpoints: Checkpoints) -> TrainState:
-        """Returns the state to start from: that of the last checkpoint, else a fresh one."""
+    def begin(self, checkpoints: Checkpoints, weights: Weights | None = None) -> TrainState:
+        """Returns the state to start from: that of the last checkpoint, else of the weights, else a fresh one."""
         step = checkpoints.latest_step()
         if step is None:
-            return jax.jit(self.create, out_shardings=self.placement)()
+            state = jax.jit(self.create, out_shardings=self.placement)()
+            return state if weights is None else self._begin_from(weights, state)
+        if not checkpoints.holds_run(step):
+            raise ValueError(
+                f'{self.folder} holds converted weights, not a run to go on with: start from them with '
+                f'--config.init_from.path={self.folder} and another --workdir'
+            )
         meta = checkpoints.meta(step)
         evaluate.check_same(meta['config'], self.config, self.folder)
         if meta['data_digest'] != self.source.digest:
@@ -191,6 +210,16 @@ class Run:
         saved = checkpoints.restore(step, self.mesh, **items)
         count = jax.device_put(np.int32(step), sharding.replicated(self.mesh))
         return TrainState(count, saved['params'], saved['optimizer'], saved.get('ema'))
+
+    def _begin_from(self, weights: Weights, state: TrainState) -> TrainState:
+        """Puts trained weights into a fresh state."""
+        params, account = init_from.initialise(self.config, sharding.to_host(state.params), weights)
+        params = sharding.from_host(params, self.placement.params)
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        self.started = init_from.describe(account, self.config, self.factors)
+        if jax.process_index() == 0:
+            init_from.write_account(account, self.folder)
+        return state.replace(params=params, ema=ema)  # type: ignore[attr-defined]
 
     def save(
         self, checkpoints: Checkpoints, state: TrainState, step: int, metrics: dict[str, float] | None = None
@@ -253,7 +282,7 @@ class Run:
         return outcome.metrics
 
     def describe(self) -> dict[str, str]:
-        """Returns lines about the model with its cost, and the devices."""
+        """Returns lines about the model with its cost, the devices, and what learns where that differs."""
         config = self.config
         clip = experiment.clip_shape(config)
         parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes.params))
@@ -261,11 +290,15 @@ class Run:
         device, mesh = self.mesh.devices.flat[0], self.mesh
         axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
         processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
-        return {
+        lines = {
             'model': f'{config.model.attention}, {parameters / 1e6:.3f} M parameters, {gflops:.3f} GFLOPs '
             f'(multiply-adds) a clip of {" x ".join(map(str, clip))}, {config.model.dtype}',
             'devices': f'{mesh.devices.size} x {device.device_kind} ({device.platform}), {axes}{processes}',
         }
+        if not experiment.learns_evenly(config):
+            rates = learning_rates.table(self.shapes.params, self.factors, config.optimizer.learning_rate)
+            lines['learns'] = '\n'.ljust(13).join(rates)
+        return lines
 
     def announce(self, first: int) -> None:
         """Says what is about to happen: model, devices, data, steps."""
@@ -284,6 +317,12 @@ class Run:
             self.terminal.say(f'already trained to step {first}')
         elif first:
             self.terminal.say(f'going on from step {first}')
+        if first and config.init_from.path:
+            self.terminal.say(
+                f'  its own checkpoint, not init_from.path={config.init_from.path!r}, where it began'
+            )
+        for line in self.started:
+            self.terminal.say(f'  {line}')
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -310,11 +349,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
         data = config.data
         splits = dict.fromkeys((data.train_split, data.validation_split, *data.test_splits))
         sources = {split: experiment.make_source(config, split) for split in splits}
+        config, weights = init_from.prepare(config, folder)
         run = Run(config, folder, sources[data.train_split], sources[data.validation_split], terminal)
         make_folder(folder)
         best_metric = config.checkpoint.best_metric
         with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
-            state = run.begin(checkpoints)
+            state = run.begin(checkpoints, weights)
+            del weights  # as large as the model
             first = int(state.step)
             if jax.process_index() == 0:
                 (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')

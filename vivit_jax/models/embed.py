@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 KERNEL_INITS = ('central_frame', 'average', 'random')
-POSITION_EMBEDDINGS = ('learned', 'sinusoidal_1d', 'sinusoidal_3d', 'none')
+POSITION_EMBEDDINGS = ('learned', 'sinusoidal_1d', 'sinusoidal_2d', 'sinusoidal_3d', 'none')
 REMAINDERS = ('error', 'crop')
 
 
@@ -129,7 +129,8 @@ class PositionEmbedding(nn.Module):
 
     Attributes:
         kind: 'learned' (a parameter `pos_embedding` `[1 n d]`, cls tokens included), 'sinusoidal_1d' (of the
-            flat index), 'sinusoidal_3d' (of time, row and column), or 'none'.
+            flat index), 'sinusoidal_2d' (of row and column, the same at every time), 'sinusoidal_3d' (of time, row
+            and column), or 'none'.
         grid: `(nt, nh, nw)` of the tokens.
         num_cls: Leading tokens without a place of their own: they get zeros from the sinusoidal kinds.
     """
@@ -147,14 +148,35 @@ class PositionEmbedding(nn.Module):
             shape = (1, *x.shape[1:])
             positions = self.param('pos_embedding', nn.initializers.normal(stddev=0.02), shape)
         else:
-            encode = sinusoidal_1d if self.kind == 'sinusoidal_1d' else sinusoidal_3d
-            positions = jnp.pad(encode(self.grid, x.shape[-1]), ((self.num_cls, 0), (0, 0)))
+            table = SINUSOIDS[self.kind](self.grid, x.shape[-1])
+            positions = jnp.pad(table, ((self.num_cls, 0), (0, 0)))
         return x + positions.astype(x.dtype)
 
 
 def sinusoidal_1d(grid: tuple[int, int, int], width: int) -> Float[np.ndarray, 'n d']:
     """Returns sines then cosines of the flat token index (Vaswani et al. 2017, section 3.5)."""
     return _sinusoid(np.arange(math.prod(grid)), width)
+
+
+def sinusoidal_2d(grid: tuple[int, int, int], width: int) -> Float[np.ndarray, 'n d']:
+    """Returns sines and cosines of the column, then of the row, a quarter of the width each; the same at every time.
+
+    The table of MoCo v3 (Chen et al. 2021) as big_vision computes it: frequencies fall from 1 to 1 / 10000, both
+    included.
+
+    Raises:
+        ValueError: If the width is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(
+            f"model.width={width}: must be a multiple of 4 for position_embedding='sinusoidal_2d'"
+        )
+    time, high, wide = grid
+    quarter = width // 4
+    frequency = 10_000.0 ** (-np.arange(quarter) / max(quarter - 1, 1))
+    row, column = (place.reshape(-1, 1) * frequency for place in np.mgrid[:high, :wide])
+    frame = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1)
+    return np.tile(frame.astype(np.float32), (time, 1))
 
 
 def sinusoidal_3d(grid: tuple[int, int, int], width: int) -> Float[np.ndarray, 'n d']:
@@ -170,3 +192,10 @@ def _sinusoid(place: np.ndarray, width: int) -> np.ndarray:
     frequency = 10_000.0 ** (-np.arange(half) / half)
     angle = place[:, None] * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)[:, :width].astype(np.float32)
+
+
+SINUSOIDS = {
+    'sinusoidal_1d': sinusoidal_1d,
+    'sinusoidal_2d': sinusoidal_2d,
+    'sinusoidal_3d': sinusoidal_3d,
+}

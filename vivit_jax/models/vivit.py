@@ -54,7 +54,8 @@ class ViViT(nn.Module):
         remainder: 'error' where tubelets do not divide the clip, or 'crop'.
         classifier: What of the encoded tokens is classified: 'token' (a cls token; Models 1 and 2), their
             mean 'gap', maximum 'gmp', sum 'gsp', or the 'first_token' (Scenic's '0').
-        position_embedding: 'learned', 'sinusoidal_1d', 'sinusoidal_3d' or 'none'.
+        position_embedding: 'learned', 'sinusoidal_1d', 'sinusoidal_2d' (the same at every time), 'sinusoidal_3d' or
+            'none'.
         representation_size: Width of a tanh layer before the head; 0 leaves it out.
         dropout_rate: Dropout of tokens, attention output and MLP.
         attention_dropout_rate: Dropout of the attention weights.

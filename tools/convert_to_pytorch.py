@@ -1,0 +1,259 @@
+"""Writes a model for PyTorch: as a folder of Hugging Face's ViViT where it fits, else with a file that runs it.
+
+CHECKPOINT is anything that can be read: a workdir or one of its checkpoints, a checkpoint of Scenic, a ViT of
+Google, timm or Hugging Face. The formats are:
+  hugging_face  config.json, model.safetensors, preprocessor_config.json, for VivitForVideoClassification of
+                transformers: the spatio-temporal model with a class token, tubelets and a head
+  vivit_torch   config.json, model.safetensors, vivit_torch.py, for any model: plain PyTorch in one file
+
+Where PyTorch is installed, both models run on random clips and the largest difference of their outputs is printed.
+
+examples:
+  python tools/convert_to_pytorch.py runs/kinetics400_fe --output=fe_torch
+  python tools/convert_to_pytorch.py runs/kinetics400/checkpoints/5000 --output=vivit --format=hugging_face
+  python tools/convert_to_pytorch.py scenic_checkpoint --output=DIR --no-check
+
+exit code: 0; 1 if the outputs differ by more than 1e-4 (of the largest, where that is above 1); 2 for mistakes.
+"""
+
+import argparse
+import importlib
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vivit_jax.formats import Weights, containers, hugging_face, load, vivit_torch
+from vivit_jax.models.vivit import create_model
+
+Clip = tuple[int, int, int, int]
+
+FORMATS = ('auto', 'hugging_face', 'vivit_torch')
+TOLERANCE = 1e-4
+INSTALL = "pip install 'vivit_jax[torch]'"
+USE = {
+    'hugging_face': """\
+from transformers import VivitForVideoClassification, VivitImageProcessor
+model = VivitForVideoClassification.from_pretrained('{folder}')
+processor = VivitImageProcessor.from_pretrained('{folder}')  # frames -> pixels in [-1, 1]""",
+    'vivit_torch': """\
+import sys; sys.path.insert(0, '{folder}')
+import vivit_torch
+model = vivit_torch.load('{folder}')  # model(video): [b t h w c], pixels in [-1, 1]""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='a file or folder of weights')
+    parser.add_argument(
+        '--output', required=True, metavar='DIR', help='may hold what this command wrote before'
+    )
+    parser.add_argument('--format', default='auto', choices=FORMATS, help='auto: hugging_face where it fits')
+    parser.add_argument(
+        '--clip', type=_clip, metavar='TxHxW', help='frames and pixels, where the file does not tell'
+    )
+    parser.add_argument(
+        '--num_heads', type=int, metavar='N', help='attention heads, where the file does not tell'
+    )
+    parser.add_argument('--no-check', dest='check', action='store_false', help='do not compare the outputs')
+    options = parser.parse_args(arguments)
+    folder = pathlib.Path(options.output)
+    try:
+        weights = load(options.checkpoint, options.num_heads)
+        clip, short_side = clip_of(weights, options.clip)
+        chosen = choose(weights, options.format)
+        refuse_foreign(folder, chosen, pathlib.Path(options.checkpoint))
+        write(chosen, folder, weights, clip, short_side)
+        return check(chosen, folder, weights, clip) if options.check else 0
+    except (ValueError, ImportError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+def _clip(text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){2}', text):
+        raise argparse.ArgumentTypeError(f'{text!r}: write frames, height and width as 32x224x224')
+    frames, height, width = (int(size) for size in text.split('x'))
+    return frames, height, width
+
+
+def clip_of(weights: Weights, said: tuple[int, int, int] | None) -> tuple[Clip, int | None]:
+    """Returns the size of the clips that a model takes, and to what their short side was resized before cropping.
+
+    Args:
+        weights: The model.
+        said: Frames, height and width, where people say them.
+
+    Raises:
+        ValueError: If it cannot be told, or does not go with the parameters.
+    """
+    channels = weights.params['embedding']['kernel'].shape[-2]
+    # Checkpoints of this package tell it; of others it follows from the positions.
+    meta = containers.read_json(pathlib.Path(weights.path) / 'meta' / 'metadata')
+    data = meta['config']['data'] if meta else {}
+    if said is None and meta:
+        said = (data['frames'], *data['crop'])
+    if said is None and weights.grid is not None:
+        t, h, w = (size * tube for size, tube in zip(weights.grid, weights.model['tubelet'], strict=True))
+        said = (t, h, w)
+    if said is None:
+        raise ValueError(
+            f'{weights.path}: does not tell the size of its clips: give it, as --clip=32x224x224'
+        )
+    clip = (*said, channels)
+    model = create_model(weights.num_classes, **weights.model)
+    try:
+        jax.eval_shape(model.apply, {'params': weights.params}, jnp.zeros((1, *clip)))
+    except (ValueError, flax.errors.FlaxError) as error:
+        text = str(error).split('. (')[0]
+        raise ValueError(f'{weights.path}: is not for clips of {clip} (t, h, w, c): {text}') from None
+    return clip, data['short_side'] if meta else None
+
+
+def choose(weights: Weights, wanted: str) -> str:
+    """Returns the format to write.
+
+    Raises:
+        ValueError: If it is Hugging Face's that is wanted, and the model is not one of theirs.
+    """
+    problem = hugging_face.misfit(weights)
+    if wanted == 'hugging_face' and problem:
+        raise ValueError(
+            f'--format=hugging_face does not fit {weights.path}: {problem}; take --format=vivit_torch'
+        )
+    if wanted == 'auto':
+        if problem:
+            print(f'format vivit_torch: {problem}')
+        return 'vivit_torch' if problem else 'hugging_face'
+    return wanted
+
+
+def refuse_foreign(folder: pathlib.Path, chosen: str, source: pathlib.Path) -> None:
+    """Sees to it that nothing is overwritten, or taken for part of the model, that this command did not write.
+
+    Raises:
+        ValueError: If the folder holds other files, or the weights themselves.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f'--output={folder} is a file: give a folder')
+    if folder.samefile(source if source.is_dir() else source.parent):
+        raise ValueError(f'--output={folder} is where the weights come from: give another folder')
+    own = {
+        'hugging_face': ('config.json', 'model.safetensors', 'preprocessor_config.json'),
+        'vivit_torch': ('config.json', 'model.safetensors', 'vivit_torch.py', '__pycache__'),
+    }
+    if others := sorted(file.name for file in folder.iterdir() if file.name not in own[chosen]):
+        raise ValueError(
+            f'--output={folder} holds other files ({", ".join(others[:4])}): give a new folder, or an empty one'
+        )
+
+
+def write(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip, short_side: int | None) -> None:
+    """Writes the folder and says what is in it and how to use it."""
+    if chosen == 'hugging_face':
+        names = hugging_face.save(folder, weights, clip, short_side)
+    else:
+        names = vivit_torch.save(folder, weights, clip)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
+    print(f'written to {folder}: {", ".join(names)}')
+    print(f'{parameters:,} parameters, for clips of {clip} (t, h, w, c)')
+    for note in weights.notes:
+        print(f'note: {note}')
+    if chosen == 'hugging_face' and clip[1] != clip[2]:
+        print('note: image_size is [height, width], which needs transformers 5')
+    print(f'\n{USE[chosen].format(folder=folder)}\n')
+
+
+def check(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip) -> int:
+    """Runs the model here and in PyTorch on random clips, and says how far apart the outputs are.
+
+    Returns:
+        The exit code.
+    """
+    packages = ('torch', 'transformers') if chosen == 'hugging_face' else ('torch',)
+    if missing := [name for name in packages if not _installed(name)]:
+        how = INSTALL + (' transformers' if 'transformers' in missing else '')
+        print(f'not checked: {" and ".join(missing)} not installed: {how}')
+        return 0
+    theirs = hugging_face_model(folder) if chosen == 'hugging_face' else vivit_torch_model(folder)
+    # In float32, whatever the model was trained in.
+    model = create_model(weights.num_classes, **{**weights.model, 'dtype': 'float32'})
+    ours = jax.jit(lambda params, video: model.apply({'params': params}, video)[0])
+    random = np.random.default_rng(0)
+    differences, sizes = [], []
+    for _ in range(2):  # one by one, as long clips need much memory
+        video = random.uniform(-1, 1, (1, *clip)).astype(np.float32)
+        with jax.default_matmul_precision('highest'):
+            expected = np.asarray(ours(weights.params, video))
+        differences.append(np.abs(theirs(video) - expected).max())
+        sizes.append(np.abs(expected).max())
+    # NumPy's maximum, unlike Python's, keeps NaN, with which no comparison holds.
+    difference, largest = np.max(differences), np.max(sizes)
+    words = f'largest difference {difference:.1e} of outputs up to {largest:.2g}'
+    if difference <= TOLERANCE * max(1.0, largest):
+        print(f'checked: {words}')
+        return 0
+    print(f'error: PyTorch computes something else: {words}', file=sys.stderr)
+    return 1
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def vivit_torch_model(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what a folder with `vivit_torch.py` computes."""
+    import torch
+
+    model = runpy.run_path(str(folder / 'vivit_torch.py'))['load'](folder)
+
+    def run(video: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(video)).numpy()
+
+    return run
+
+
+def hugging_face_model(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what a folder of Hugging Face computes.
+
+    Raises:
+        ValueError: If transformers misses parameters in it, or finds others.
+    """
+    import torch
+    from transformers import VivitForVideoClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded: Any = VivitForVideoClassification.from_pretrained(folder, output_loading_info=True)
+    model, told = loaded
+    if wrong := {name: keys for name, keys in told.items() if keys}:
+        raise ValueError(f'{folder}: transformers reports {wrong}')
+
+    def run(video: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(np.moveaxis(video, -1, -3).copy())
+        with torch.no_grad():
+            return model(pixel_values=pixels).logits.numpy()
+
+    return run
+
+
+if __name__ == '__main__':
+    sys.exit(main())

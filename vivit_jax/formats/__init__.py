@@ -1,0 +1,146 @@
+"""Weights of others: one file a format, recognised by content, turned into ViViT's parameters."""
+
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vivit_jax.formats import (
+    big_vision,
+    containers,
+    hugging_face,
+    own,
+    scenic,
+    timm,
+    vit_npz,
+    vivit_torch,
+)
+from vivit_jax.formats.weights import KINDS, Conversion, Weights
+
+__all__ = ['KINDS', 'Weights', 'load']
+
+Convert = Callable[[Conversion, dict[str, Any], int | None], Weights]
+
+# What reads each kind. TimeSformer's divided attention is none of ViViT's four.
+CONVERTERS: dict[str, Convert] = {
+    'vivit_jax': vivit_torch.convert,
+    'scenic': scenic.convert,
+    'vit_npz': vit_npz.convert,
+    'big_vision': big_vision.convert,
+    'hf_vit': hugging_face.convert_vit,
+    'hf_vivit': hugging_face.convert_vivit,
+    'timm': timm.convert,
+}
+
+
+def load(
+    path: str | pathlib.Path,
+    num_heads: int | None = None,
+    *,
+    kind: str = 'auto',
+    allow_unused: Sequence[str] = (),
+) -> Weights:
+    """Reads weights of any known format, which is told by their content.
+
+    Args:
+        path: A file, or a folder: of Hugging Face or timm (`model.safetensors`, `config.json`), of Scenic
+            (`checkpoint_<step>`), or of this package (a workdir, or one of its `checkpoints/<step>`).
+        num_heads: Attention heads, for formats that do not tell (timm's fused projection).
+        kind: One of `KINDS` to insist on; 'auto' takes what it is.
+        allow_unused: Patterns, as `head*`, of arrays that may be left out without a known reason.
+
+    Returns:
+        The parameters with the model they belong to, and the account of every array of the file.
+
+    Raises:
+        ValueError: One line: what is missing or damaged, what the file seems to be, or which arrays of it have no
+            place in the model.
+        ImportError: If the file needs a package that is not installed; one line that names the extra.
+    """
+    path = pathlib.Path(path)
+    if kind not in ('auto', *KINDS):
+        raise ValueError(f'kind {kind!r} of {path}: choose auto or one of {", ".join(KINDS)}')
+    if not path.exists():
+        raise ValueError(f'{path}: does not exist')
+    if own.is_checkpoint(path):
+        weights = own.load(path)
+        _insist(kind, weights.kind, path)
+        return weights
+    if scenic.is_orbax(path):
+        _insist(kind, 'scenic', path)
+        return scenic.convert(
+            Conversion(str(path), 'scenic', scenic.read_orbax(path), allow_unused), {}, num_heads
+        )
+    file = find_file(path)
+    sort, arrays = containers.read(file)
+    sidecar = containers.read_json(file.parent / 'config.json')
+    found = recognise(arrays, sidecar, sort)
+    if found is None:
+        some = ', '.join(list(arrays)[:3]) or 'no arrays at all'
+        raise ValueError(
+            f'{file}: is {containers.NAMES[sort]}, but of no known model (it has {some}); known are '
+            f'{", ".join(KINDS)}'
+        )
+    _insist(kind, found, file)
+    if found not in CONVERTERS:
+        raise ValueError(f"{file}: is a TimeSformer's: its divided attention is none of ViViT's models")
+    return CONVERTERS[found](Conversion(str(file), found, arrays, allow_unused), sidecar, num_heads)
+
+
+def _insist(wanted: str, found: str, path: pathlib.Path) -> None:
+    if wanted not in ('auto', found):
+        raise ValueError(f'{path}: is {found}, not {wanted}')
+
+
+def find_file(path: pathlib.Path) -> pathlib.Path:
+    """Returns the one file of weights of a folder; of Scenic's numbered checkpoints the latest.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
+    if path.is_file():
+        return path
+    for name in ('model.safetensors', 'pytorch_model.bin'):
+        if (path / name).is_file():
+            return path / name
+    numbered = [file for file in path.glob('checkpoint*') if file.is_file()]
+    if numbered:
+        return max(numbered, key=lambda file: int((re.findall(r'\d+', file.name) or ['0'])[-1]))
+    files = sorted(file for file in path.iterdir() if file.suffix in containers.SUFFIXES)
+    if len(files) == 1:
+        return files[0]
+    there = ', '.join(file.name for file in files or sorted(path.iterdir())) or 'nothing'
+    raise ValueError(
+        f'{path}: holds {"several files" if files else "no file"} of weights ({there}): name one'
+    )
+
+
+def recognise(arrays: containers.Arrays, sidecar: dict[str, Any], sort: str) -> str | None:
+    """Tells the kind of weights by the names of their arrays; None if they are of no known model.
+
+    Args:
+        arrays: The file's arrays.
+        sidecar: The `config.json` beside it, empty where there is none.
+        sort: The sort of file, see `containers.read`.
+    """
+    names = '\n'.join(arrays)
+
+    def has(pattern: str) -> bool:
+        return re.search(f'^{pattern}$', names, re.MULTILINE) is not None
+
+    if sidecar.get('model_type') == 'vivit_jax':
+        return 'vivit_jax'
+    if has(r'(.*\.)?embeddings\.patch_embeddings\.projection\.weight'):
+        if has(r'.*temporal_attention.*'):
+            return 'hf_timesformer'
+        name = next(name for name in arrays if name.endswith('patch_embeddings.projection.weight'))
+        return 'hf_vivit' if arrays[name].ndim == 5 else 'hf_vit'
+    if has(r'(.*\.)?patch_embed\.proj\.weight') and has(r'(.*\.)?blocks\.0\.attn\.qkv\.weight'):
+        return 'timesformer' if has(r'(.*\.)?blocks\.0\.temporal_attn\..*') else 'timm'
+    if not has(r'(.*/)?embedding/kernel') or not has(r'(.*/)?\w*Transformer/encoderblock.*'):
+        return None
+    if sort == 'msgpack' or has(r'(.*/)?(SpatialTransformer/.*|output_projection/kernel)'):
+        return 'scenic'
+    if has(r'(.*/)?Transformer/posembed_input/pos_embedding'):
+        return 'vit_npz'
+    return 'big_vision'

@@ -1,0 +1,179 @@
+"""Files that hold arrays by name: of which sort one is, by its content, and its arrays. No pickle is executed."""
+
+import json
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vivit_jax.formats.weights import flat
+
+Arrays = Mapping[str, Any]  # NumPy arrays
+
+SUFFIXES = ('.safetensors', '.npz', '.pth', '.pyth', '.pt', '.bin', '.msgpack')
+
+
+def read(path: pathlib.Path) -> tuple[str, Arrays]:
+    """Reads a file of arrays.
+
+    Args:
+        path: A file.
+
+    Returns:
+        The sort of file ('npz', 'safetensors', 'torch' or 'msgpack'), and its arrays by name; names of nested
+        ones have slashes (dots, where PyTorch's are nested).
+
+    Raises:
+        ValueError: One line that says what the file seems to be, if it is none of these or is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f'{path}: does not exist')
+    with path.open('rb') as file:
+        start = file.read(512)
+    sort = _sort(path, start)
+    readers = {'npz': _npz, 'safetensors': _safetensors, 'torch': _torch, 'msgpack': _msgpack}
+    try:
+        return sort, readers[sort](path)
+    except ImportError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        words = ' '.join(str(error).split())[:160]
+        raise ValueError(f'{path}: seems to be {NAMES[sort]}, but truncated or damaged ({words})') from error
+
+
+NAMES = {
+    'npz': 'an npz file of NumPy',
+    'safetensors': 'a safetensors file',
+    'torch': 'a file of PyTorch',
+    'msgpack': 'a msgpack checkpoint of Flax',
+}
+
+
+def _sort(path: pathlib.Path, start: bytes) -> str:
+    """Tells the sort of a file by its content."""
+    if not start:
+        raise ValueError(f'{path}: is empty')
+    if start[:2] == b'PK':
+        return _sort_of_archive(path)
+    if len(start) > 9 and int.from_bytes(start[:8], 'little') < 2**32 and start[8:9] == b'{':
+        return 'safetensors'
+    if start[:1] == b'\x80' and start[1:2] in b'\x02\x03\x04\x05':
+        return 'torch'  # a bare pickle, as PyTorch wrote before 1.6
+    msgpack = start[0] & 0xF0 == 0x80 or start[0] in (0xDE, 0xDF)
+    if msgpack and not start.startswith(b'\x89HDF'):
+        return 'msgpack'
+    raise ValueError(f'{path}: is no file of weights: it seems to be {_foreign(start)}')
+
+
+def _sort_of_archive(path: pathlib.Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f'{path}: seems to be an npz or PyTorch file, but truncated: the table of contents at its end is missing'
+        ) from error
+    if any(name.endswith('data.pkl') for name in names):
+        return 'torch'
+    if names and all(name.endswith('.npy') for name in names):
+        return 'npz'
+    raise ValueError(f'{path}: is no file of weights: it seems to be a zip archive of other files')
+
+
+def _foreign(start: bytes) -> str:
+    """Says what a file is that holds no weights."""
+    known = {
+        b'\x89HDF': 'an HDF5 file, as of Keras',
+        b'\x1f\x8b': 'a gzip archive: unpack it first',
+        b'\x93NUMPY': 'a single array (npy)',
+        b'version https://git-lfs': 'a Git LFS pointer: fetch the file itself with git lfs pull',
+        b'ustar': 'a tar archive: unpack it first',
+    }
+    for beginning, words in known.items():
+        if start.startswith(beginning) or (beginning == b'ustar' and start[257:262] == beginning):
+            return words
+    text = start.lstrip().lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+        return 'a web page, as a failed download leaves'
+    if text.startswith((b'{', b'[')):
+        return 'JSON'
+    printable = sum(byte in b'\t\n\r' or 32 <= byte < 127 for byte in start)
+    return (
+        'text' if printable > 0.95 * len(start) else f'of an unknown sort (first bytes {start[:8].hex(" ")})'
+    )
+
+
+def _npz(path: pathlib.Path) -> Arrays:
+    # Read one by one as they are asked for: checkpoints with an optimiser's state are large.
+    return np.load(path, allow_pickle=False)
+
+
+def _safetensors(path: pathlib.Path) -> Arrays:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _torch(path: pathlib.Path) -> Arrays:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: is a file of PyTorch, which is not installed: pip install 'vivit_jax[torch]'"
+        ) from error
+    # Arrays and plain containers only: anything else in the pickle is refused, not executed.
+    loaded = torch.load(path, map_location='cpu', weights_only=True)
+    named = {name.replace('/', '.'): value for name, value in flat(loaded).items()}
+    return {name: _array(value) for name, value in named.items() if isinstance(value, torch.Tensor)}
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """Turns a tensor into an array; NumPy has no bfloat16 of its own."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _msgpack(path: pathlib.Path) -> Arrays:
+    from flax.serialization import msgpack_restore
+
+    tree = msgpack_restore(path.read_bytes())
+    if not isinstance(tree, Mapping):
+        raise ValueError(f'holds a {type(tree).__name__} instead of named arrays')
+    return {name: value for name, value in flat(tree).items() if isinstance(value, np.ndarray)}
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; an empty one where there is no such file.
+
+    Raises:
+        ValueError: If it is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: is no JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: holds {type(content).__name__} instead of a JSON object')
+    return content
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object for people to read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays as PyTorch's tensors."""
+    from safetensors.numpy import save_file
+
+    # As other new files are: safetensors makes its own readable to their owner only.
+    path.touch()
+    mode = path.stat().st_mode
+    # Without the format, transformers refuses the file.
+    save_file(arrays, path, metadata={'format': 'pt'})
+    path.chmod(mode)

@@ -1,0 +1,415 @@
+"""Starting a ViViT from trained weights: of an image ViT (paper, section 3.4), or of another video model."""
+
+import fnmatch
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vivit_jax.formats.account import Account, Change, Unused, left_out, told
+from vivit_jax.formats.weights import Weights, flat, nested
+from vivit_jax.inflation import inflate, resize
+from vivit_jax.models import embed
+
+KERNELS = ('central_frame', 'average', 'rank_pooling', 'fresh')
+TEMPORAL_ATTENTIONS = ('zero_output', 'zero', 'copy', 'fresh')
+
+POSITIONS = 'posembed_input/pos_embedding'
+HEAD = ('output_projection', 'pre_logits')
+Grid = tuple[int, int, int]
+
+
+def initialise(
+    params: Mapping[str, Any],
+    weights: Weights,
+    *,
+    grid: Grid | None = None,
+    kernel: str = 'central_frame',
+    temporal_attention: str = 'zero_output',
+    fresh: Sequence[str] = (),
+) -> tuple[dict[str, Any], Account]:
+    """Puts trained weights into a model's parameters.
+
+    An image ViT goes into any of the four models: its encoder becomes the spatial one, its positions are resized to
+    the grid and repeated over time, its patch kernel is inflated. A video model goes into the same model with
+    other frames, resolution or classes; positions are then interpolated along each axis.
+
+    Args:
+        params: Fresh parameters of the model, nested; not changed.
+        weights: From `formats.load`.
+        grid: `(nt, nh, nw)` of the model's tokens; None where the parameters tell it: always for square frames of
+            a factorised encoder, elsewhere when the frames' grid is the file's.
+        kernel: A tubelet kernel `[t h w c d]` from a patch kernel: 'central_frame' (at the time index t // 2, zeros
+            elsewhere; equation 9), 'average' (at every index, divided by t: filter inflation, equation 8),
+            'rank_pooling' (weighted by approximate rank pooling, Bilen et al. 2016, divided by t), or 'fresh'.
+        temporal_attention: Of factorised self-attention, from an image ViT: 'zero_output' (zero output projection:
+            at the start the block does without it, and it learns), 'zero' (all of it zero, as the paper puts it:
+            no kernel of it ever receives a gradient), 'copy' (of the spatial attention), or 'fresh'.
+        fresh: Patterns of parameters to leave as they are, as `('output_projection/*',)`.
+
+    Returns:
+        The parameters, nested NumPy arrays, and what happened to each array.
+
+    Raises:
+        ValueError: If sizes of the file and the model differ (with both), if an option is unknown, or if the weights
+            are of a model that does not fit; one line.
+    """
+    _check_choice('kernel', kernel, KERNELS)
+    _check_choice('temporal_attention', temporal_attention, TEMPORAL_ATTENTIONS)
+    target = {name: np.asarray(array) for name, array in flat(params).items()}
+    source = flat(weights.params)
+    for pattern in fresh:
+        if not fnmatch.filter(target, pattern):
+            raise ValueError(
+                f'fresh={pattern!r} matches no parameter; names are as {", ".join(_some_names(target))}'
+            )
+    _check_sizes(target, source, weights)
+    start = _Start(target, source, weights, grid, kernel, temporal_attention, tuple(fresh))
+    if temporal_attention == 'zero' and start.new_temporal_attention:
+        warnings.warn(
+            "temporal_attention='zero': no kernel of the temporal attention will ever receive a gradient, since each "
+            "one's is a product with another that is zero; 'zero_output' starts equally and learns",
+            stacklevel=2,
+        )
+    return start.run()
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{option}={value!r}: choose one of {", ".join(choices)}')
+
+
+def _some_names(names: Mapping[str, Any]) -> list[str]:
+    return [name for name in names if re.search(r'kernel|pos_emb', name)][:3]
+
+
+def _attention(names: Mapping[str, Any]) -> str:
+    """Tells a model's kind by its parameters: 'encoders' (Model 2), 'blocks' (Model 3), or 'joint' (1 and 4)."""
+    if any(name.startswith('SpatialTransformer/') for name in names):
+        return 'encoders'
+    return 'blocks' if any('MultiHeadDotProductAttention_space' in name for name in names) else 'joint'
+
+
+def _check_sizes(target: dict[str, np.ndarray], source: dict[str, np.ndarray], weights: Weights) -> None:
+    """Compares layers, heads, widths, patches and channels, and names every one that differs."""
+    ours, theirs = _sizes(target), _sizes(source)
+    kinds = _attention(target), _attention(source)
+    if not weights.is_image and kinds[0] != kinds[1]:
+        names = {'encoders': 'a factorised encoder', 'blocks': 'factorised self-attention'}
+        said = [names.get(kind, 'spatio-temporal or factorised dot-product attention') for kind in kinds]
+        raise ValueError(
+            f'{weights.path}: is a video model with {said[1]}, which cannot start one with {said[0]}: choose the '
+            'same model.attention, or weights of an image model'
+        )
+    # Only two video models with temporal encoders have a number of temporal layers to compare.
+    compared = [name for name in ours if name in theirs and (name != 'temporal_layers' or ours[name])]
+    differing = [
+        f'{name} is {theirs[name]} in the file and {ours[name]} in the model (model.{name})'
+        for name in compared
+        if ours[name] != theirs[name]
+    ]
+    if differing:
+        raise ValueError(f'{weights.path}: {"; ".join(differing)}')
+    (time, high, wide, channels), (from_time, from_high, from_wide, from_channels) = (
+        _kernel_shape(tree['embedding/kernel']) for tree in (target, source)
+    )
+    if (high, wide) != (from_high, from_wide) or from_time not in (1, time):
+        raise ValueError(
+            f'{weights.path}: the tubelet is {(from_time, from_high, from_wide)} in the file and '
+            f'{(time, high, wide)} in the model (model.tubelet: frames, pixels high, pixels wide)'
+        )
+    if channels != from_channels and (from_channels, channels) != (3, 1):
+        raise ValueError(
+            f'{weights.path}: takes {from_channels} channels and the model {channels} (data.channels): only RGB can '
+            'be turned into one channel'
+        )
+
+
+def _kernel_shape(kernel: np.ndarray) -> tuple[int, ...]:
+    """Returns `(t, h, w, c)` of an embedding's kernel; one of sampled frames has no t."""
+    return kernel.shape[:-1] if kernel.ndim == 5 else (1, *kernel.shape[:-1])
+
+
+def _sizes(tree: dict[str, np.ndarray]) -> dict[str, int]:
+    def layers(encoder: str) -> int:
+        found = (re.match(rf'{encoder}/encoderblock_(\d+)/', name) for name in tree)
+        return max((int(match[1]) + 1 for match in found if match), default=0)
+
+    query = next(array for name, array in tree.items() if name.endswith('query/kernel'))
+    hidden = next(array for name, array in tree.items() if name.endswith('Dense_0/kernel'))
+    sizes = {
+        'num_layers': layers('Transformer') or layers('SpatialTransformer'),
+        'num_heads': query.shape[1],
+        'width': query.shape[0],
+        'mlp_dim': hidden.shape[1],
+    }
+    return sizes | (
+        {'temporal_layers': layers('TemporalTransformer')} if layers('TemporalTransformer') else {}
+    )
+
+
+class _Start:
+    """One initialisation under way: goes through the model's parameters and finds for each what it is made of."""
+
+    def __init__(
+        self,
+        target: dict[str, np.ndarray],
+        source: dict[str, np.ndarray],
+        weights: Weights,
+        grid: Grid | None,
+        kernel: str,
+        temporal_attention: str,
+        fresh: tuple[str, ...],
+    ):
+        self.target, self.source, self.weights = target, source, weights
+        self.kernel, self.temporal_attention, self.fresh = kernel, temporal_attention, fresh
+        self.kind, self.from_kind = _attention(target), _attention(source)
+        self.new_temporal_attention = self.kind == 'blocks' and self.from_kind == 'joint'
+        self.grid = grid or self._grid()
+        self.params: dict[str, np.ndarray] = {}
+        self.changes: dict[str, Change] = {}
+        self.used: set[str] = set()
+        self.reasons: dict[str, str] = {}
+
+    def run(self) -> tuple[dict[str, Any], Account]:
+        """Does it."""
+        for name in self.target:
+            self._one(name)
+        unused = left_out(self.weights)
+        for name in self.source:
+            if name not in self.used:
+                reason = self.reasons.get(name) or self._why_unused(name)
+                for array, shape in self.weights.origin[name].arrays.items():
+                    unused.setdefault(array, Unused(shape, reason))
+        # An array of which a part is used (a fused projection) is not unused.
+        for name in self.used:
+            for array in self.weights.origin[name].arrays:
+                unused.pop(array, None)
+        account = Account(self.weights.path, self.weights.kind, self.changes, unused, self.weights.notes)
+        return nested(self.params), account
+
+    def _one(self, name: str) -> None:
+        """Fills one parameter."""
+        if any(fnmatch.fnmatch(name, pattern) for pattern in self.fresh):
+            self._keep(name, 'as asked', self._source_of(name), 'kept fresh as asked')
+        elif name.startswith('embedding/'):
+            self._embedding(name)
+        elif name.endswith(POSITIONS):
+            self._positions(name)
+        elif name.split('/')[0] in HEAD:
+            self._head(name)
+        elif self.new_temporal_attention and re.search(r'_time/', name):
+            self._temporal_attention(name)
+        elif (origin := self._source_of(name)) in self.source:
+            self._put(name, self.source[origin], 'copied', origin)
+        else:
+            self._keep(name, self._why_fresh(name))
+
+    def _put(self, name: str, value: np.ndarray, action: str, origin: str, note: str = '') -> None:
+        self.params[name] = np.ascontiguousarray(value, self.target[name].dtype)
+        source = self.weights.origin[origin]
+        self.changes[name] = Change(action, self.target[name].shape, source.arrays, told(source, note))
+        self.used.add(origin)
+
+    def _keep(self, name: str, note: str, origin: str = '', reason: str = '') -> None:
+        """Leaves a parameter as it is, and says why; also why what it could have been made of is not used."""
+        self.params[name] = self.target[name]
+        self.changes[name] = Change('fresh', self.target[name].shape, {}, note)
+        if origin in self.source:
+            self.reasons[origin] = reason
+
+    def _source_of(self, name: str) -> str:
+        """Returns what the same thing is called in the file's model."""
+        if self.from_kind == self.kind:
+            return name
+        if name == 'cls_SpatialTransformer':
+            return 'cls'
+        name = re.sub(r'^SpatialTransformer/', 'Transformer/', name)
+        for ours, theirs in (
+            ('LayerNorm_space', 'LayerNorm_0'),
+            ('LayerNorm_time', 'LayerNorm_0'),
+            ('MultiHeadDotProductAttention_space', 'MultiHeadDotProductAttention_0'),
+            ('MultiHeadDotProductAttention_time', 'MultiHeadDotProductAttention_0'),
+            ('LayerNorm_mlp', 'LayerNorm_1'),
+            ('MlpBlock/', 'MlpBlock_0/'),
+        ):
+            name = name.replace(ours, theirs)
+        return name
+
+    def _embedding(self, name: str) -> None:
+        kernel, value = self.target['embedding/kernel'], self.source[name]
+        if value.ndim == 4:
+            value = value[None]
+        time, from_time = _kernel_shape(kernel)[0], _kernel_shape(self.source['embedding/kernel'])[0]
+        inflates = time != from_time
+        if inflates and self.kernel == 'fresh':
+            self._keep(name, "kernel='fresh'", name, 'kept fresh as asked')
+            return
+        if name == 'embedding/bias':
+            self._put(name, value, 'copied', name)
+            return
+        actions, notes = [], []
+        if value.shape[3] != _kernel_shape(kernel)[3]:
+            value = value.sum(axis=3, keepdims=True)
+            actions.append('summed')
+            notes.append('over RGB')
+        if inflates:
+            value = inflate(value[0], time, self.kernel)
+            actions.append('inflated')
+            notes.append(self.kernel)
+        action = ' and '.join(actions) or 'copied'
+        self._put(name, value[0] if kernel.ndim == 4 else value, action, name, ', '.join(notes))
+
+    def _head(self, name: str) -> None:
+        if name not in self.source:
+            self._keep(name, 'the file has none')
+        elif name.startswith('output_projection') and self.weights.is_image:
+            self._keep(name, "the image model's classes are not the videos'", name, 'of the image classes')
+        elif self._head_fits():
+            self._put(name, self.source[name], 'copied', name)
+        else:
+            # Kernel and bias belong together: neither is of use where one does not fit.
+            shapes = (self.source[f'{name.split("/")[0]}/kernel'].shape, self._head_shape(name))
+            note = f'its kernel is {shapes[0]} in the file and {shapes[1]} here'
+            self._keep(name, note, name, note)
+
+    def _head_shape(self, name: str) -> tuple[int, ...]:
+        return self.target[f'{name.split("/")[0]}/kernel'].shape
+
+    def _head_fits(self) -> bool:
+        """Whether all of the head that the model has is the file's: a part of it is of no use."""
+        return all(
+            name in self.source and self.source[name].shape == array.shape
+            for name, array in self.target.items()
+            if name.split('/')[0] in HEAD and not (self.weights.is_image and name.startswith('output'))
+        )
+
+    def _temporal_attention(self, name: str) -> None:
+        """Fills Model 3's attention over time, which an image model has not (section 3.4)."""
+        origin, how = self._source_of(name), self.temporal_attention
+        attention = 'MultiHeadDotProductAttention_time/' in name
+        if how == 'copy':
+            self._put(name, self.source[origin], 'copied', origin)
+        elif attention and (how == 'zero' or (how == 'zero_output' and '/out/' in name)):
+            self.params[name] = np.zeros_like(self.target[name])
+            self.changes[name] = Change('zeroed', self.target[name].shape, {}, f'temporal_attention={how}')
+        else:
+            self._keep(name, f'temporal_attention={how}')
+
+    def _positions(self, name: str) -> None:
+        encoder = name.removesuffix(f'/{POSITIONS}')
+        if self.kind == 'encoders' and encoder == 'TemporalTransformer' and self.from_kind != self.kind:
+            self._keep(name, 'an image model has no time')
+            return
+        assert self.grid is not None
+        wanted = _part(self.grid, encoder)
+        origin = self._source_of(name)
+        array = self.target[name][0]
+        slot = array.shape[0] - math.prod(wanted)
+        if origin not in self.source:
+            self._computed_positions(name, wanted, slot)
+            return
+        values = self.source[origin][0]
+        cls = {'Transformer': 'cls'}.get(origin.split('/')[0], f'cls_{origin.split("/")[0]}')
+        from_slot = int(cls in self.source)
+        values, actions = self._fit(values[from_slot:], encoder, wanted)
+        notes = []
+        if slot and from_slot:
+            values = np.concatenate([self.source[origin][0, :1], values])
+        elif slot:
+            values = np.concatenate([array[:1], values])
+            notes.append("the cls token's fresh")
+        elif from_slot:
+            notes.append("without the cls token's")
+        self._put(name, values[None], ' and '.join(actions) or 'copied', origin, ', '.join(notes))
+
+    def _computed_positions(self, name: str, wanted: Grid, slot: int) -> None:
+        """Fills learned positions from weights whose positions are a formula."""
+        if self.weights.model['position_embedding'] != 'sinusoidal_2d':
+            self._keep(name, 'the file has no learned positions')
+            return
+        table = embed.sinusoidal_2d(wanted, self.target[name].shape[-1])
+        self.params[name] = np.pad(table, ((slot, 0), (0, 0)))[None].astype(self.target[name].dtype)
+        self.changes[name] = Change('computed', self.target[name].shape, {}, 'sinusoidal_2d, as the file')
+
+    def _fit(self, values: np.ndarray, encoder: str, wanted: Grid) -> tuple[np.ndarray, list[str]]:
+        """Brings positions `[n d]` to a grid: interpolated over space, over time interpolated or repeated."""
+        if self.weights.grid is None:
+            if len(values) == math.prod(wanted):
+                return values, []
+            raise ValueError(
+                f'{self.weights.path}: has positions for {len(values)} tokens and the model {math.prod(wanted)}; the '
+                "file's grid of tokens cannot be told from it: convert it with its configuration first "
+                '(tools/convert_scenic.py), or take clips of the same size'
+            )
+        there = _part(self.weights.grid, encoder)
+        image = self.weights.is_image
+        values = values.reshape(*there, -1)
+        actions = []
+        size = (there[0] if image else wanted[0], *wanted[1:])
+        if size != there:
+            values = resize(values, size)
+            actions.append('resized')
+        if image and wanted[0] > 1:
+            values = np.repeat(values, wanted[0], axis=0)
+            actions.append('repeated')
+        return values.reshape(math.prod(wanted), -1), actions
+
+    def _grid(self) -> Grid | None:
+        """Tells the model's grid from its parameters alone."""
+        lengths = {
+            name.split('/')[0]: a.shape[1] for name, a in self.target.items() if name.endswith(POSITIONS)
+        }
+        if not lengths:
+            return None
+        there = self.weights.grid or (1, 0, 0)
+        space = there[1] * there[2]
+        if self.kind == 'encoders':
+            tokens = lengths['SpatialTransformer'] - int('cls_SpatialTransformer' in self.target)
+            time = lengths.get('TemporalTransformer', 1) - int('cls_TemporalTransformer' in self.target)
+            side = math.isqrt(tokens)
+            if tokens == space:
+                return (time, there[1], there[2])
+            if side**2 == tokens:
+                return (time, side, side)
+        else:
+            tokens = lengths['Transformer'] - int('cls' in self.target)
+            if space and tokens % space == 0:
+                return (tokens // space, there[1], there[2])
+            if not self.weights.grid:
+                return (1, 1, tokens)
+        raise ValueError(
+            f"grid=None: the model's {tokens} tokens can lie in several grids; tell which, as grid=(nt, nh, nw)"
+        )
+
+    def _why_fresh(self, name: str) -> str:
+        if name.startswith(('TemporalTransformer/', 'cls_TemporalTransformer')):
+            return 'an image model has no time'
+        if name.startswith('cls'):
+            return 'the file has no cls token'
+        if '/encoder_norm/' in name:
+            return 'the file has no final norm'
+        raise ValueError(f'{self.weights.path}: has nothing for the parameter {name}')
+
+    def _why_unused(self, name: str) -> str:
+        group = name.split('/')[0]
+        if group.startswith('cls'):
+            return 'the model has no cls token'
+        if name.endswith(POSITIONS):
+            return "the model's positions are not learned"
+        if group == 'TemporalTransformer':
+            return 'the model averages the frames'
+        if '/encoder_norm/' in name:
+            return 'the model has no final norm'
+        if group in HEAD:
+            return {'pre_logits': 'the model has no representation layer'}.get(group, 'the model has no head')
+        raise ValueError(f'{self.weights.path}: the model has no place for {name}')
+
+
+def _part(grid: Grid, encoder: str) -> Grid:
+    """Returns the part of a grid that an encoder sees at once."""
+    nt, nh, nw = grid
+    return {'SpatialTransformer': (1, nh, nw), 'TemporalTransformer': (nt, 1, 1)}.get(encoder, grid)
