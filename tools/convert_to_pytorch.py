@@ -41,12 +41,12 @@ INSTALL = "pip install 'vivit_jax[torch]'"
 USE = {
     'hugging_face': """\
 from transformers import VivitForVideoClassification, VivitImageProcessor
-model = VivitForVideoClassification.from_pretrained('{folder}')
-processor = VivitImageProcessor.from_pretrained('{folder}')  # frames -> pixels in [-1, 1]""",
+model = VivitForVideoClassification.from_pretrained({folder!r})
+processor = VivitImageProcessor.from_pretrained({folder!r})  # frames -> pixels in [-1, 1]""",
     'vivit_torch': """\
-import sys; sys.path.insert(0, '{folder}')
+import sys; sys.path.insert(0, {folder!r})
 import vivit_torch
-model = vivit_torch.load('{folder}')  # model(video): [b t h w c], pixels in [-1, 1]""",
+model = vivit_torch.load({folder!r})  # model(video): [b t h w c], pixels in [-1, 1]""",
 }
 
 
@@ -174,7 +174,7 @@ def write(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip, short
         print(f'note: {note}')
     if chosen == 'hugging_face' and clip[1] != clip[2]:
         print('note: image_size is [height, width], which needs transformers 5')
-    print(f'\n{USE[chosen].format(folder=folder)}\n')
+    print(f'\n{USE[chosen].format(folder=str(folder))}\n')
 
 
 def check(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip) -> int:
