@@ -450,3 +450,16 @@ def test_help_has_examples(name, tool, capsys):
         tool(name).main(['--help'])
     assert caught.value.code == 0
     assert capsys.readouterr().out.count(f'\n  python tools/{name}.py ') == 3
+
+
+def test_a_head_of_zeros_hides_no_difference(models, tmp_path):
+    model, params = models['fe_token']
+    fresh = jax.tree.map(np.zeros_like, params['output_projection'])
+    params = {**params, 'output_projection': fresh}
+    export.save(tmp_path, model, params, metadata_for(model))
+    program = export.load(tmp_path)
+    assert not np.any(program(clips(1)))
+    assert export.largest_difference(program, model, params) < 1e-5
+    kernel = params['embedding']['kernel']
+    damaged = {**params, 'embedding': {**params['embedding'], 'kernel': -kernel}}
+    assert export.largest_difference(program, model, damaged) > 1e-3

@@ -220,3 +220,32 @@ def test_own_checkpoints_are_read_as_weights(tmp_path):
     (step / 'meta' / 'metadata').write_text('{')
     with pytest.raises(ValueError, match='the checkpoint is damaged'):
         formats.load(step)
+
+
+def test_a_dry_run_starts_from_the_weights_too(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    start = {'init_from.path': str(TIMM), 'init_from.num_heads': '4'}
+    assert main.main([*options(**start), '--mode=dry_run']) == 0
+    told = capsys.readouterr().out
+    assert f'starting from timm {TIMM}' in told
+    assert "model.activation='gelu_exact'" in told
+    assert not list(tmp_path.iterdir())
+    for path, message in (
+        ('nowhere', 'nowhere: does not exist'),
+        (str(VIT), 'width is 32 in the file and 64'),
+    ):
+        wrong = {'init_from.path': path, 'model.width': '64'}
+        assert main.main([*options(**wrong), '--mode=dry_run']) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_converter_says_how_to_go_on(tmp_path, convert_vit, capsys):
+    converted(convert_vit, VIT, tmp_path / 'start')
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert '--config.model.width=32' in last
+    assert f'--config.init_from.path={tmp_path / "start"}' in last
+    assert convert_vit.main([str(VIT), f'--output={tmp_path / "as_is"}', '--config.model.width=5']) == 2
+    assert (
+        '--config.model.width is for a model to put the weights into: give --config=FILE'
+        in capsys.readouterr().err
+    )

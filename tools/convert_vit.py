@@ -17,8 +17,10 @@ The keys of config.init_from (vivit_jax/config.py) choose how; docs/weights.md e
 
 import argparse
 import pathlib
+import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -34,6 +36,7 @@ from vivit_jax.models.vivit import create_model
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -62,6 +65,10 @@ def convert(path: str, spec: str | None, overrides: dict[str, str], folder: path
         folder: Where to.
     """
     began = time.perf_counter()
+    if spec is None and (wrong := [key for key in overrides if not key.startswith('init_from.')]):
+        raise ValueError(
+            f'--config.{wrong[0]} is for a model to put the weights into: give --config=FILE, too'
+        )
     base = str(pathlib.Path(__file__).parent.parent / 'configs' / 'base.py')
     config = config_module.load(spec or base, {**overrides, 'init_from.path': path})
     weights = init_from.read(config)
@@ -80,7 +87,11 @@ def convert(path: str, spec: str | None, overrides: dict[str, str], folder: path
     for name in init_from.BROUGHT:
         print(f'model.{name}={config.model[name]!r} comes with the weights')
     print(f'written to {folder} in {time.perf_counter() - began:.1f} s; every array by itself: {written}')
-    print(f'next: python -m vivit_jax.main --config={spec or "CONFIG"} --config.init_from.path={folder} …')
+    same = [
+        f'--config.{key}={shlex.quote(value)}' for key, value in overrides.items() if 'init_from.' not in key
+    ]
+    options = ' '.join([f'--config={spec or "CONFIG"}', *same, f'--config.init_from.path={folder}'])
+    print(f'next: python -m vivit_jax.main {options} --config.data.root=ROOT')
     return account
 
 

@@ -1,6 +1,7 @@
 """ViViT (Arnab et al., ICCV 2021) in JAX: video transformers to train, evaluate and build upon."""
 
 import importlib
+import importlib.util
 from typing import Any
 
 __version__ = '0.1.0'
@@ -16,6 +17,8 @@ __all__ = ['ViViT', 'create_model', 'default_config', 'multiply_adds']
 
 
 def __getattr__(name: str) -> Any:
+    if importlib.util.find_spec(f'{__name__}.{name}'):
+        return importlib.import_module(f'{__name__}.{name}')
     if name not in _HOMES:
         raise AttributeError(f'vivit_jax has no {name!r}; it has {", ".join(__all__)}')
     return getattr(importlib.import_module(_HOMES[name]), name)

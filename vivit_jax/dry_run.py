@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import experiment
+from vivit_jax import experiment, init_from
 from vivit_jax.data import pipeline
 from vivit_jax.data.record import Label, Record
 from vivit_jax.train import Run
@@ -62,12 +62,14 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
         `compile_seconds`, `seconds_per_step` (median), `clips_per_second`, `loss`.
 
     Raises:
-        ValueError: If the settings exclude each other, or the number of classes is not set.
+        ValueError: If the settings exclude each other, the number of classes is not set, or the weights to start
+            from cannot be read or do not fit.
     """
     if not config.data.num_classes:
         raise ValueError("data.num_classes is not set: a dry run has no data to count them in; e.g. '(10,)'")
     experiment.check(config)
-    config = ConfigDict(config.to_dict())
+    weights = init_from.read(config) if config.init_from.path else None
+    config = ConfigDict((config if weights is None else init_from.adopt(config, weights.model)).to_dict())
     config.training.steps, config.training.epochs = 0, 1.0 + config.optimizer.warmup_epochs
     config.optimizer.warmup_steps = 0
     noise = RandomClips(config)
@@ -76,7 +78,9 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
         terminal.say(f'{config.name}: dry run', style='bold')
         for label, text in run.describe().items():
             terminal.say(f'  {label:<9} {text}')
-        state = jax.jit(run.create, out_shardings=run.placement)()
+        state = run.fresh_state(weights)
+        for line in run.started:
+            terminal.say(f'  {line}')
         examples: Any = experiment.evaluation_examples(config, noise, temporal_views=1, spatial_views=1)
         reading: dict[str, Any] = experiment.reading(config, run.mesh)
         batch_size = config.training.batch_size

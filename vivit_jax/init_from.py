@@ -52,7 +52,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, Weig
 
 def as_saved(config: ConfigDict, saved: Mapping[str, Any]) -> ConfigDict:
     """Returns a configuration with what the weights brought that a saved run started from."""
-    return adopt(config, saved['model']) if saved['init_from']['path'] else config
+    started_from = saved.get('init_from', {}).get('path')  # unknown to runs of earlier versions
+    return adopt(config, saved['model']) if started_from else config
 
 
 def adopt(config: ConfigDict, model: Mapping[str, Any]) -> ConfigDict:
@@ -94,7 +95,10 @@ def describe(account: Account, config: ConfigDict, factors: Any) -> list[str]:
     """
     rates = flat(factors)
     idle = [n for n, change in account.changes.items() if change.action == 'fresh' and not rates[n]]
-    warning = f'  warning: {len(idle)} fresh parameters are frozen and stay random ({shortened(idle)})'
+    warning = (
+        f'  warning: {len(idle)} fresh parameters are frozen and stay random ({shortened(idle)}); see '
+        'configs/finetune.py for a probe without them'
+    )
     brought = ', '.join(f'model.{name}={config.model[name]!r}' for name in BROUGHT)
     return [
         f'starting from {account.summary()}',

@@ -18,6 +18,7 @@ from vivit_jax import evaluate, experiment, init_from, learning_rates, losses, s
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
 from vivit_jax.data.record import Source
+from vivit_jax.formats.account import Account
 from vivit_jax.formats.weights import Weights
 from vivit_jax.mixup import mixup
 from vivit_jax.models.cost import multiply_adds
@@ -152,6 +153,7 @@ class Run:
         self.optimizer, self.schedule = experiment.make_optimizer(config, self.plan)
         self.window: list[dict[str, Any]] = []
         self.last_good: int | None = None
+        self.account: Account | None = None
         self.started: list[str] = []
         self._eval_step: evaluate.EvalStep | None = None
         training = config.training
@@ -189,8 +191,10 @@ class Run:
         """Returns the state to start from: that of the last checkpoint, else of the weights, else a fresh one."""
         step = checkpoints.latest_step()
         if step is None:
-            state = jax.jit(self.create, out_shardings=self.placement)()
-            return state if weights is None else self._begin_from(weights, state)
+            state = self.fresh_state(weights)
+            if self.account is not None and jax.process_index() == 0:
+                init_from.write_account(self.account, self.folder)
+            return state
         if not checkpoints.holds_run(step):
             raise ValueError(
                 f'{self.folder} holds converted weights, not a run to go on with: start from them with '
@@ -211,14 +215,15 @@ class Run:
         count = jax.device_put(np.int32(step), sharding.replicated(self.mesh))
         return TrainState(count, saved['params'], saved['optimizer'], saved.get('ema'))
 
-    def _begin_from(self, weights: Weights, state: TrainState) -> TrainState:
-        """Puts trained weights into a fresh state."""
-        params, account = init_from.initialise(self.config, sharding.to_host(state.params), weights)
+    def fresh_state(self, weights: Weights | None) -> TrainState:
+        """Returns the state before the first step, with trained weights in it where there are any."""
+        state = jax.jit(self.create, out_shardings=self.placement)()
+        if weights is None:
+            return state
+        params, self.account = init_from.initialise(self.config, sharding.to_host(state.params), weights)
         params = sharding.from_host(params, self.placement.params)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        self.started = init_from.describe(account, self.config, self.factors)
-        if jax.process_index() == 0:
-            init_from.write_account(account, self.folder)
+        self.started = init_from.describe(self.account, self.config, self.factors)
         return state.replace(params=params, ema=ema)  # type: ignore[attr-defined]
 
     def save(

@@ -9,7 +9,7 @@ from vivit_jax.formats.weights import Origin, Weights, flat
 
 # A layer's number in a name, in any format's spelling.
 LAYER = re.compile(r'(encoderblock_|blocks\.|layers?\.)\d+')
-# So many unused arrays under one root are listed by name.
+# So many fresh or unused arrays under one root are listed by name.
 MOST_OF_A_ROOT = 8
 
 
@@ -71,7 +71,11 @@ class Account:
     def lines(self) -> list[str]:
         """Returns a table of every array, layers that were treated alike in one row, and the summary at its end."""
         rows: dict[tuple[str, ...], int] = collections.Counter()
+        fresh = collections.Counter(_group(name, change) for name, change in self.changes.items())
         for name, change in self.changes.items():
+            if fresh[_group(name, change)] > MOST_OF_A_ROOT and change.action == 'fresh':
+                rows['fresh', f'{_root(name)}*', '', f'({change.note})'] += 1
+                continue
             arrays = ' + '.join(
                 f'{array} {_size(shape)}' if shape != change.shape else array
                 for array, shape in change.arrays.items()
@@ -87,7 +91,7 @@ class Account:
             else:
                 shape = _size(left.shape)
             rows[_alike('unused', name, shape, f'({left.reason})')] += 1
-        titles = ('action', 'parameter', 'shape', '')
+        titles = ('action', 'array', 'shape', 'from')
         widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(3)]
         table = []
         for row, times in [(titles, 1), *rows.items()]:
@@ -127,6 +131,10 @@ def left_out(weights: Weights) -> dict[str, Unused]:
 def told(origin: Origin, note: str = '') -> str:
     """Returns what was done to an array on its way out of the file, and after it."""
     return ', '.join(filter(None, ('' if origin.how == 'copied' else origin.how, note)))
+
+
+def _group(name: str, change: Change) -> tuple[str, str, str]:
+    return change.action, _root(name), change.note
 
 
 def _root(name: str) -> str:

@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -36,11 +39,11 @@ def read(path: pathlib.Path) -> tuple[str, Arrays]:
     readers = {'npz': _npz, 'safetensors': _safetensors, 'torch': _torch, 'msgpack': _msgpack}
     try:
         return sort, readers[sort](path)
-    except ImportError:
-        raise
-    except MemoryError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
+        if str(error).startswith(f'{path}: '):
+            raise
         words = ' '.join(str(error).split())[:160]
         raise ValueError(f'{path}: seems to be {NAMES[sort]}, but truncated or damaged ({words})') from error
 
@@ -125,8 +128,20 @@ def _torch(path: pathlib.Path) -> Arrays:
         raise ImportError(
             f"{path}: is a file of PyTorch, which is not installed: pip install 'vivit_jax[torch]'"
         ) from error
-    # Arrays and plain containers only: anything else in the pickle is refused, not executed.
-    loaded = torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            # Arrays and plain containers only: anything else in the pickle is refused, not executed.
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r'GLOBAL (\S+)|(?:class|type) (\S+)', str(error))
+        what = f' ({named[1] or named[2]})' if named else ''
+        raise ValueError(
+            f'{path}: holds Python objects besides arrays{what}, which are not executed: save its state dict alone, '
+            'or as safetensors'
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f'{path}: holds a {type(loaded).__name__} instead of named arrays')
     named = {name.replace('/', '.'): value for name, value in flat(loaded).items()}
     return {name: _array(value) for name, value in named.items() if isinstance(value, torch.Tensor)}
 
