@@ -257,8 +257,6 @@ TIMM_FOREIGN = {
     'dist_token': 'distillation token',
     'head_dist.weight': 'distillation token',
     'norm_pre.weight': 'LayerNorm before the encoder',
-    'blocks.1.ls1.gamma': 'LayerScale',
-    'blocks.0.gamma_2': 'LayerScale',
     'blocks.0.attn.q_norm.weight': 'qk-norm',
     'blocks.0.attn.relative_position_bias_table': 'relative positions',
     'patch_embed.backbone.stem.conv.weight': 'hybrid',
@@ -289,6 +287,27 @@ def test_timm_average_without_the_cls_token(quick_jit):
     np.testing.assert_allclose(
         run(weights, io['image'], quick_jit)[1]['encoded'], io['encoded'], rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize('names', [('ls1.gamma', 'ls2.gamma'), ('gamma_1', 'gamma_2')])
+def test_timm_layer_scale_goes_into_the_branches(names, quick_jit):
+    """Dividing the last maps by the scales beforehand gives the recorded model again."""
+    arrays, random = dict(arrays_of('timm_vit_token')), np.random.default_rng(0)
+    for layer in range(2):
+        for name, map_out in zip(names, ('attn.proj', 'mlp.fc2'), strict=True):
+            scale = random.uniform(0.5, 2.0, 32).astype(np.float32)
+            arrays[f'blocks.{layer}.{name}'] = scale
+            arrays[f'blocks.{layer}.{map_out}.weight'] = (
+                arrays[f'blocks.{layer}.{map_out}.weight'] / scale[:, None]
+            )
+            arrays[f'blocks.{layer}.{map_out}.bias'] = arrays[f'blocks.{layer}.{map_out}.bias'] / scale
+    weights = convert('timm', arrays, num_heads=4)
+    origin = weights.origin['Transformer/encoderblock_1/MlpBlock_0/Dense_1/kernel']
+    assert set(origin.arrays) == {'blocks.1.mlp.fc2.weight', f'blocks.1.{names[1]}'}
+    assert origin.how == 'transposed, times LayerScale'
+    io = recorded('timm_vit_token')
+    logits, _ = run(weights, io['image'], quick_jit)
+    np.testing.assert_allclose(logits, io['logits'], rtol=0, atol=1e-5)
 
 
 def test_timm_without_biases():

@@ -28,7 +28,6 @@ FOREIGN = {
     r'norm_pre\..*': 'a LayerNorm before the encoder',
     r'patch_embed\.backbone\..*': 'a convolutional network before the patches (a hybrid)',
     r'patch_embed\.norm\..*': 'a LayerNorm of the patches',
-    r'blocks\.\d+\.(ls[12]\.gamma|gamma_[12])': 'LayerScale',
     r'blocks\.\d+\.attn\.[qk]_norm\..*': 'normalised queries and keys (qk-norm)',
     r'blocks\.\d+\.attn\.norm\..*': 'a LayerNorm inside the attention',
     r'(.*\.)?(rel_pos.*|relative_position.*)': 'relative positions',
@@ -229,6 +228,12 @@ def _take_block(conversion: Conversion, prefix: str, layer: int, heads: int, wid
         'transposed',
     )
     take('attn.proj.bias', f'{attention}out/bias')
+    # LayerScale (Touvron et al. 2021) multiplies what a branch gives, so that the branch's last map can hold it.
+    for branch, map_out in (('1', f'{attention}out'), ('2', 'MlpBlock_0/Dense_1')):
+        for name in (f'{theirs}ls{branch}.gamma', f'{theirs}gamma_{branch}'):
+            if name in conversion:
+                conversion.multiply(f'{ours}{map_out}/kernel', name, 'times LayerScale')
+                conversion.multiply(f'{ours}{map_out}/bias', name, 'times LayerScale')
 
 
 def _take(

@@ -163,6 +163,14 @@ class Conversion:
         self._params[parameter] = np.ascontiguousarray(change(self._params[parameter]), np.float32)
         self._origin[parameter] = Origin(before.arrays, f'{before.how}, {how}')
 
+    def multiply(self, parameter: str, name: str, how: str) -> None:
+        """Multiplies a parameter that was made before by one of the file's arrays, which fits its last axis."""
+        factor = self.peek(name)
+        self.adjust(parameter, lambda array: array * factor, how)
+        self._taken.add(name)
+        before = self._origin[parameter]
+        self._origin[parameter] = Origin({**before.arrays, name: factor.shape}, before.how)
+
     def leave(self, pattern: str, reason: str) -> None:
         """Explains why the arrays whose names match a regular expression have no place in the model."""
         for name in self._arrays:
