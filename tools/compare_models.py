@@ -1,7 +1,8 @@
 """Trains every model on moving digits, one after another, and prints a table of what each costs and learns.
 
-A step is a training step on a whole batch: its median time of 20 once it is compiled, and the memory that XLA plans
-for it beside parameters, optimiser and batch.
+A step is a training step on a whole batch; memory is what XLA plans for it beside parameters, optimiser and batch.
+Its time is the median of 10 of a compiled program; the models take three turns and the best counts, so that what
+else the machine does is not held against one of them.
 
 Example:
   python tools/compare_models.py --output=runs/comparison
@@ -9,12 +10,14 @@ Example:
 """
 
 import argparse
+import collections
 import pathlib
 import platform
 import sys
 import time
 
 import jax
+from ml_collections import ConfigDict
 
 from vivit_jax import config as config_module
 from vivit_jax import experiment, train
@@ -39,7 +42,17 @@ def main() -> None:
     overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
     folder = pathlib.Path(parsed.output)
     try:
-        rows = [_measure(model, overrides, folder / model) for model in parsed.models]
+        configs = {
+            model: config_module.load(str(CONFIG), {**overrides, 'model.attention': model})
+            for model in parsed.models
+        }
+        for model in configs:
+            if (folder / model / 'checkpoints').exists():
+                raise ValueError(
+                    f'{folder / model} holds a run already: a time is only measured on a fresh one; other --output'
+                )
+        steps = _steps(configs)
+        rows = [_row(config, steps[model], folder / model) for model, config in configs.items()]
     except ValueError as error:
         sys.exit(f'error: {error}')
     device = jax.devices()[0]
@@ -56,27 +69,28 @@ def main() -> None:
     print(table)
 
 
-def _measure(attention: str, overrides: dict[str, str], workdir: pathlib.Path) -> str:
+def _steps(configs: dict[str, ConfigDict]) -> dict[str, dict[str, float]]:
+    """Returns the best of three dry runs of each model."""
+    turns = collections.defaultdict(list)
+    for _ in range(3):
+        for model, config in configs.items():
+            turns[model].append(dry_run(config, steps=10))
+    return {model: min(runs, key=lambda run: run['seconds_per_step']) for model, runs in turns.items()}
+
+
+def _row(config: ConfigDict, step: dict[str, float], workdir: pathlib.Path) -> str:
     """Trains one model and returns its row."""
-    config = config_module.load(str(CONFIG), {**overrides, 'model.attention': attention})
-    if (workdir / 'checkpoints').exists():
-        raise ValueError(
-            f'{workdir} holds a run already: a time is only measured on a fresh one; other --output'
-        )
-    step = dry_run(config, steps=20)
     began = time.perf_counter()
     report = train.train(config, workdir)
     seconds = time.perf_counter() - began
-    model = experiment.make_model(config)
-    clip = experiment.clip_shape(config)
-    accuracies = ' | '.join(f'{report[split]["top_1"]:.3f}' for split in SPLITS)
+    model, clip = experiment.make_model(config), experiment.clip_shape(config)
     cells = [
-        f'`{attention}`',
+        f'`{config.model.attention}`',
         f'{parameters(model, clip):,}',
         f'{multiply_adds(model, clip) / 1e6:.1f}',
         f'{1_000 * step["seconds_per_step"]:.0f}',
         f'{step["temporary_bytes"] / 2**20:.0f}',
-        accuracies,
+        *(f'{report[split]["top_1"]:.3f}' for split in SPLITS),
         f'{seconds:.0f}',
     ]
     return f'| {" | ".join(cells)} |'

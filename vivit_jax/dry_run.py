@@ -61,7 +61,8 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
 
     Returns:
         `compile_seconds`, `seconds_per_step` (median), `clips_per_second`, `loss`; and `temporary_bytes`, what a
-        step needs on a device beside parameters, optimiser and batch, as XLA plans it (NaN where a backend does not tell).
+        step needs on a device beside parameters, optimiser and batch, as XLA plans it (NaN where it does not
+        tell).
 
     Raises:
         ValueError: If the settings exclude each other, or the number of classes is not set.

@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, Int
 
 # How tokens that do not attend to one another go apart, into the batch.
 FOLDS = {
-    'space': 'b n (t h w) c -> (b t) n (h w) c',
-    'time': 'b n (t h w) c -> (b h w) n t c',
-    'height': 'b n (t h w) c -> (b t w) n h c',
-    'width': 'b n (t h w) c -> (b t h) n w c',
+    'space': 'b heads (t h w) c -> (b t) heads (h w) c',
+    'time': 'b heads (t h w) c -> (b h w) heads t c',
+    'height': 'b heads (t h w) c -> (b t w) heads h c',
+    'width': 'b heads (t h w) c -> (b t h) heads w c',
     # A quarter of every frame, all frames of it: a neighbourhood.
-    'window': 'b n (t i h j w) c -> (b i j) n (t h w) c',
+    'window': 'b heads (t i h j w) c -> (b i j) heads (t h w) c',
     # Every second token along all three axes: the whole clip, coarsely.
-    'grid': 'b n (t k h i w j) c -> (b k i j) n (t h w) c',
+    'grid': 'b heads (t k h i w j) c -> (b k i j) heads (t h w) c',
 }
 # Into how many parts time, height and width are cut: k, i and j above.
 PARTS = {'window': (1, 2, 2), 'grid': (2, 2, 2)}
@@ -181,7 +181,7 @@ def _fold(x: Heads, over: str, grid: Grid) -> Folded:
     folded = rearrange(x[:, :, num_cls:], FOLDS[over], **_sizes(over, grid))
     if not num_cls:
         return folded
-    cls = repeat(x[:, :, :num_cls], 'b n m c -> (b g) n m c', g=len(folded) // len(x))
+    cls = repeat(x[:, :, :num_cls], 'b heads m c -> (b g) heads m c', g=len(folded) // len(x))
     return jnp.concatenate([cls, folded], axis=2)
 
 
@@ -194,13 +194,13 @@ def _unfold(x: Folded, over: str, grid: Grid, batch: int) -> Heads:
     unfolded = rearrange(x[:, :, num_cls:], f'{folded} -> {tokens}', **_sizes(over, grid))
     if not num_cls:
         return unfolded
-    cls = reduce(x[:, :, :num_cls], '(b g) n m c -> b n m c', 'mean', b=batch)
+    cls = reduce(x[:, :, :num_cls], '(b g) heads m c -> b heads m c', 'mean', b=batch)
     return jnp.concatenate([cls, unfolded], axis=2)
 
 
 def _unfold_batch(weights: Weights, over: str, batch: int) -> Array:
     """Gives the groups of attention weights their own axis."""
-    return weights if over == 'all' else rearrange(weights, '(b g) n q k -> b g n q k', b=batch)
+    return weights if over == 'all' else rearrange(weights, '(b g) heads q k -> b g heads q k', b=batch)
 
 
 def _reshaped_xavier(matrix_shape: tuple[int, int]) -> nn.initializers.Initializer:
