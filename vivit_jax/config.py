@@ -104,11 +104,12 @@ def _model() -> ConfigDict:
 def _init_from() -> ConfigDict:
     init_from = ConfigDict()
     init_from.path = ''  # trained weights to start from: file or folder (docs/weights.md); '': none
-    # auto | vivit_jax | scenic | vit_npz | big_vision | hf_vit | hf_vivit | timm: to insist on a format
+    # auto | vivit_jax | scenic | vit_npz | big_vision | hf_vit | hf_vivit | hf_timesformer | timesformer | timm:
+    # to insist on a format
     init_from.format = 'auto'
     # of an image ViT into tubelets: central_frame | average (filter inflation) | rank_pooling | fresh
     init_from.kernel = 'central_frame'
-    # of an image ViT into factorised_self_attention: zero_output | zero | copy | fresh
+    # of an image ViT into blocks with several attentions: zero_output | zero | copy | fresh
     init_from.temporal_attention = 'zero_output'
     init_from.fresh = ''  # patterns of parameters to leave fresh, as output_projection/*,*/pos_embedding
     init_from.num_heads = 0  # attention heads of the weights, where the file does not tell; 0: as it tells
