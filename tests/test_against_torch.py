@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from vivit_jax.models.encoder import EncoderBlock
+from vivit_jax.models.patterns import PATTERNS
 from vivit_jax.optimizer import create_optimizer
 
 torch = pytest.importorskip('torch', reason='compares with PyTorch, which is not installed')
@@ -50,8 +51,8 @@ def torch_block(params):
 
 def test_the_block_is_pytorchs():
     block = EncoderBlock(
-        attends=('all',),
-        grid=(1, 7),
+        pattern=PATTERNS['spatio_temporal'],
+        grid=(1, 1, 7),
         num_heads=HEADS,
         mlp_dim=HIDDEN,
         dropout_rate=0.0,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vivit_jax import config as config_module
@@ -25,7 +26,7 @@ FILES = {path.stem: path for path in sorted((ROOT / 'configs').glob('*.py'))}
 TAKES_SIZE = [
     name
     for name, path in FILES.items()
-    if inspect.signature(runpy.run_path(str(path))['get_config']).parameters
+    if 'size' in inspect.signature(runpy.run_path(str(path))['get_config']).parameters
 ]
 
 
@@ -47,7 +48,7 @@ def test_the_promised_files_are_there():
         'moving_digits',
         'finetune',
     }
-    assert set(FILES) >= kinetics | others | {'base'}
+    assert set(FILES) >= kinetics | others | {'base', 'kinetics400_timesformer'}
     assert set(TAKES_SIZE) >= kinetics | others - {'moving_digits'}
 
 
@@ -191,6 +192,35 @@ def test_the_papers_values(name):
     found = flatten(load_named(name))
     expected = EVERYWHERE | PAPER[name]
     assert {key: found[key] for key in expected} == expected
+
+
+# TimeSformer's variants, as its repository's configs (TimeSformer_divST_{8x32_224, 16x16_448, 96x4_224}.yaml).
+@pytest.mark.parametrize(
+    ('argument', 'frames', 'stride', 'pixels', 'short_sides'),
+    [('', 8, 32, 224, (256, 320)), ('HR', 16, 16, 448, (448, 512)), ('L', 96, 4, 224, (256, 320))],
+)
+def test_timesformers_values(unchecked, argument, frames, stride, pixels, short_sides):
+    config = load_named('kinetics400_timesformer', argument)
+    check(config)
+    data = config.data
+    assert experiment.clip_shape(config) == (frames, pixels, pixels, 3)
+    assert data.stride == stride
+    assert [data.short_side * factor for factor in data.scale_jitter] == pytest.approx(short_sides)
+    model = create_model(400, **config.model)
+    assert token_grid((frames, pixels, pixels), model.tubelet) == (frames, pixels // 16, pixels // 16)
+    (logits, _), _ = built(model, experiment.clip_shape(config))
+    assert logits == jax.ShapeDtypeStruct((2, 400), jnp.float32)
+    # 1,000 steps an epoch.
+    plan = experiment.plan(config, 1_000 * config.training.batch_size)
+    _, schedule = experiment.make_optimizer(config, plan)
+    rates = [schedule(step) for step in (0, 10_999, 11_000, 13_999, 14_000, 14_999)]
+    np.testing.assert_allclose(rates, [5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5], rtol=1e-6)
+    assert plan.total_steps == 15_000
+
+
+def test_timesformer_has_no_other_variants():
+    with pytest.raises(ValueError, match=r"variant 'XL' of config 'kinetics400_timesformer': .*, HR, L"):
+        load_named('kinetics400_timesformer', 'XL')
 
 
 # --- The default configuration ---

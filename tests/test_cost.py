@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit_jax.models.cost import multiply_adds
-from vivit_jax.models.vivit import create_model
+from vivit_jax.models.cost import multiply_adds, parameters
+from vivit_jax.models.vivit import ATTENTIONS, create_model
 
 CLIP = (32, 224, 224, 3)
 
@@ -85,9 +85,10 @@ def products(equations, jaxpr):
 @pytest.mark.parametrize('row', TABLE)
 def test_parameters_of_the_papers_table(unchecked, row):
     _, by_hand, millions, _ = TABLE[row]
-    _, params, _ = traced(row)
+    model, params, _ = traced(row)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == by_hand
+    assert count == parameters(model, CLIP)
     assert abs(count - millions * 1e6) < 0.1e6
 
 
@@ -135,21 +136,33 @@ SMALL_CLIP = (8, 8, 12, 3)
             'remainder': 'crop',
         },
         {'position_embedding': 'sinusoidal_3d', 'final_norm': False},
+        {'attention': 'divided'},
+        {'attention': 'divided', 'classifier': 'gap', 'position_embedding': 'none'},
+        {'attention': 'divided', 'position_embedding': 'learned_space_time'},
+        {'attention': 'factorised_encoder', 'position_embedding': 'learned_space_time'},
+        {'attention': 'space_only', 'classifier': 'gap'},
+        {'attention': 'axial', 'classifier': 'gap', 'activation': 'geglu'},
+        {'attention': 'local_global', 'classifier': 'gap', 'tubelet': (2, 4, 3)},
+        {'activation': 'geglu'},
     ],
     ids=str,
 )
-def test_multiply_adds_are_those_of_the_program(equations, settings):
+def test_counts_are_those_of_the_program(equations, settings):
     model = create_model(**({'num_classes': 5} | SMALL | settings))
     video = jax.ShapeDtypeStruct((1, *SMALL_CLIP), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), video)
     jaxpr = jax.make_jaxpr(model.apply)(params, video)
     assert multiply_adds(model, SMALL_CLIP) == products(equations, jaxpr)
+    assert parameters(model, SMALL_CLIP) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_xla_counts_the_same():
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_xla_counts_the_same(attention):
     # Wide enough that products outweigh the rest: two operations a multiply-add, and a few per cent for softmax,
     # LayerNorm, GELU, which grow with the width where the products grow with its square.
-    model = create_model(5, **{**SMALL, 'num_layers': 1, 'temporal_layers': 1, 'width': 256, 'mlp_dim': 512})
+    changes = {'attention': attention, 'classifier': 'gap', 'tubelet': (2, 4, 6)}
+    sizes = {'num_layers': 1, 'temporal_layers': 1, 'width': 256, 'mlp_dim': 512}
+    model = create_model(5, **(SMALL | sizes | changes))
     video = jax.ShapeDtypeStruct((1, *SMALL_CLIP), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), video)
     counted = jax.jit(model.apply).lower(params, video).compile().cost_analysis()['flops']
@@ -160,3 +173,6 @@ def test_a_clip_that_does_not_fit():
     model = create_model(5, **SMALL)
     with pytest.raises(ValueError, match=r'does not divide the clip \(9, 8, 12\)'):
         multiply_adds(model, (9, 8, 12, 3))
+    model = create_model(5, **(SMALL | {'attention': 'local_global', 'classifier': 'gap'}))
+    with pytest.raises(ValueError, match=r"a 'window' cuts the token grid .* do not divide \(4, 2, 3\)"):
+        multiply_adds(model, SMALL_CLIP)

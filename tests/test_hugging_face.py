@@ -269,15 +269,6 @@ def test_missing_foreign_and_misshapen_arrays_are_one_line(edited, tmp_path):
     assert formats.load(folder, allow_unused=['vit.extra']).unused == {'vit.extra': 'allowed by name'}
 
 
-def test_timesformers_are_refused(edited):
-    def divided(arrays):
-        name = 'timesformer.encoder.layer.0.temporal_attention.attention.qkv.weight'
-        return {name: np.zeros((96, 32), np.float32), **arrays}
-
-    with pytest.raises(ValueError, match="is a TimeSformer's"):
-        formats.load(edited('hf_vit_cls', divided, config={'model_type': 'timesformer'}))
-
-
 def test_what_is_written_is_what_was_read(tmp_path):
     weights = formats.load(GOLDEN / 'hf_vivit_cls')
     names = hugging_face.save(tmp_path / 'new', weights, (4, 32, 32, 3))
@@ -316,6 +307,7 @@ SETTINGS = {
         ({'final_norm': False}, 'model.final_norm=False'),
         ({'representation_size': 4}, 'model.representation_size=4'),
         ({'num_classes': 0}, 'the model has no head'),
+        ({'activation': 'geglu'}, "model.activation='geglu'"),
     ],
 )
 def test_a_model_without_a_counterpart_is_refused(tmp_path, changes, message):

@@ -23,6 +23,7 @@ FLOORS = {
     'vivit_jax.checkpoint': 2,
     'vivit_jax.export': 2,
     'vivit_jax.pretrained': 2,
+    'vivit_jax.fitting': 2,
     'vivit_jax.data.pipeline': 2,
 }
 

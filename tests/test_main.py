@@ -117,7 +117,8 @@ def test_dry_run_needs_no_data(capsys, tmp_path, monkeypatch):
     arguments = ['--config.data.source=video_files', '--config.data.channels=3', '--mode=dry_run']
     assert command.main([f'--config={DIGITS}', *TINY, *arguments]) == 0
     output = capsys.readouterr().out
-    assert 'compiled and first step in' in output
+    assert 'compiled in' in output
+    assert 'MiB of temporary memory a step' in output
     assert 'clips/s' in output
     assert not list(tmp_path.iterdir())
 

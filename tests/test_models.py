@@ -15,7 +15,8 @@ from conftest import GOLDEN
 
 from vivit_jax.losses import masked_mean, per_example_loss
 from vivit_jax.models import embed
-from vivit_jax.models.encoder import DropPath, EncoderBlock
+from vivit_jax.models.encoder import DropPath, EncoderBlock, MlpBlock
+from vivit_jax.models.patterns import PATTERNS
 from vivit_jax.models.vivit import ATTENTIONS, CHOICES, CLASSIFIERS, create_model
 
 CASES = (
@@ -49,6 +50,8 @@ SMALL = {
 
 
 def small_model(num_classes=5, **changes):
+    if changes.get('attention') == 'local_global':  # 4 x 2 x 2 tokens, since it halves every axis
+        changes = {'tubelet': (2, 4, 6)} | changes
     return create_model(num_classes, **(SMALL | changes))
 
 
@@ -216,7 +219,7 @@ def test_cropping_what_is_left_over_equals_a_smaller_clip(random_params, quick_j
 
 @pytest.mark.parametrize('attention', ATTENTIONS)
 def test_a_model_that_crops_equals_itself_on_a_smaller_clip(random_params, quick_jit, attention):
-    strict = small_model(attention=attention, num_layers=1, temporal_layers=1)
+    strict = small_model(attention=attention, num_layers=1, temporal_layers=1, tubelet=(2, 4, 4))
     cropping = strict.clone(remainder='crop')
     video = clips(2, frames=5, height=11, width=9)
     part = video[:, :4, :8, :8]
@@ -384,6 +387,24 @@ def test_sinusoidal_positions_leave_the_cls_token_alone(kind):
     np.testing.assert_allclose(added[:, 1:], np.broadcast_to(expected, (2, 12, 6)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize('num_cls', [0, 1])
+def test_positions_of_space_and_time_add_up(num_cls):
+    layer = embed.PositionEmbedding('learned_space_time', (2, 1, 3), num_cls)
+    random = np.random.default_rng(0)
+    space, time = random.normal(size=(1, num_cls + 3, 4)), random.normal(size=(1, 2, 4))
+    params = {
+        'pos_embedding': jnp.asarray(space, jnp.float32),
+        'time_embedding': jnp.asarray(time, jnp.float32),
+    }
+    added = layer.apply({'params': params}, jnp.zeros((1, num_cls + 6, 4)))[0]
+    np.testing.assert_array_equal(added[:num_cls], params['pos_embedding'][0, :num_cls])
+    by_hand = [space[0, num_cls + place] + time[0, t] for t in range(2) for place in range(3)]
+    np.testing.assert_allclose(added[num_cls:], by_hand, rtol=0, atol=1e-6)
+    fresh = layer.init(jax.random.key(0), jnp.zeros((1, num_cls + 6, 4)))['params']
+    assert fresh['pos_embedding'].all()
+    assert not fresh['time_embedding'].any()
+
+
 def test_no_positions_change_nothing():
     layer = embed.PositionEmbedding('none', (2, 2, 3), num_cls=0)
     x = jnp.ones((2, 12, 6))
@@ -396,10 +417,18 @@ def test_only_learned_positions_are_parameters(attention, kind):
     params = shapes_of(small_model(attention=attention, position_embedding=kind), clips(1))
     encoders = [name for name in params if name.endswith('Transformer')]
     assert len(encoders) == (2 if attention == 'factorised_encoder' else 1)
-    tokens = {'Transformer': 24, 'SpatialTransformer': 6, 'TemporalTransformer': 4}
+    places = 4 if attention == 'local_global' else 6
+    tokens = {'Transformer': 4 * places, 'SpatialTransformer': 6, 'TemporalTransformer': 4}
+    tables = {  # of places and of times
+        'Transformer': {'pos_embedding': (1, places, 8), 'time_embedding': (1, 4, 8)},
+        'SpatialTransformer': {'pos_embedding': (1, 6, 8), 'time_embedding': (1, 1, 8)},
+        'TemporalTransformer': {'pos_embedding': (1, 1, 8), 'time_embedding': (1, 4, 8)},
+    }
     for name in encoders:
         if kind == 'learned':
             assert params[name]['posembed_input']['pos_embedding'].shape == (1, tokens[name], 8)
+        elif kind == 'learned_space_time':
+            assert jax.tree.map(np.shape, params[name]['posembed_input']) == tables[name]
         else:
             assert 'posembed_input' not in params[name]
 
@@ -415,6 +444,26 @@ def test_only_positions_tell_the_order_of_tubelets(random_params, quick_jit, kin
         np.testing.assert_allclose(others, logits, rtol=0, atol=1e-5)
     else:
         assert np.abs(others - logits).max() > 1e-3
+
+
+# --- The MLP ---
+
+
+def test_geglu_is_gated(random_params, quick_jit):
+    layer = MlpBlock(5, 'geglu', 0.0, jnp.dtype('float32'))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    params = random_params(layer, x, train=False)
+    assert jax.tree.map(np.shape, params) == {
+        'Dense_0': {'kernel': (4, 10), 'bias': (10,)},
+        'Dense_1': {'kernel': (5, 4), 'bias': (4,)},
+    }
+    both = np.float64(x @ params['Dense_0']['kernel'] + params['Dense_0']['bias'])
+    values, gates = both[..., :5], both[..., 5:]
+    # Hendrycks and Gimpel 2016, their approximation by tanh.
+    gelu = 0.5 * gates * (1 + np.tanh(np.sqrt(2 / np.pi) * (gates + 0.044715 * gates**3)))
+    expected = (values * gelu) @ params['Dense_1']['kernel'] + params['Dense_1']['bias']
+    out = quick_jit(lambda x: layer.apply({'params': params}, x, train=False))(x)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- Dropout and stochastic depth ---
@@ -469,7 +518,7 @@ def test_stochastic_depth_in_every_model(training_pass, attention):
     calls = [(path, *rest) for path, *rest in training_pass(attention)[0] if rest[1] == 'DropPath']
     # Half of the rate in the first of two layers (l / L times it), all of it in the second; each layer drops its
     # attention, or both of them, and its MLP.
-    branches = 3 if attention == 'factorised_self_attention' else 2
+    branches = len(PATTERNS[attention].attends) + 1
     encoders = 2 if attention == 'factorised_encoder' else 1
     assert [rate for _, rate, *_ in calls] == pytest.approx(([0.3] * branches + [0.6] * branches) * encoders)
     assert len({path for path, *_ in calls}) == len(calls)
@@ -499,6 +548,10 @@ def test_dropout_in_every_model(training_pass, attention):
         'factorised_encoder': 2 * (1 + 2 * (2 + 2)),
         'factorised_self_attention': 1 + 2 * (4 + 2),
         'factorised_dot_product': 1 + 2 * (3 + 2),  # weights of either half
+        'divided': 1 + 2 * (4 + 2),
+        'space_only': 1 + 2 * (2 + 2),
+        'axial': 1 + 2 * (6 + 2),
+        'local_global': 1 + 2 * (4 + 2),
     }
     assert len(calls) == expected[attention]
     masks = []
@@ -528,8 +581,8 @@ def test_only_training_is_random_and_only_by_its_rng(training_pass, attention):
 def test_expectation_is_kept(random_params, quick_jit, setting):
     settings = {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0, 'drop_path_rate': 0.0, setting: 0.4}
     block = EncoderBlock(
-        attends=('all',),
-        grid=(1, 4),
+        pattern=PATTERNS['spatio_temporal'],
+        grid=(1, 2, 2),
         num_heads=2,
         mlp_dim=6,
         activation='gelu_tanh',
@@ -564,6 +617,7 @@ def test_expectation_is_kept(random_params, quick_jit, setting):
     [
         *((attention, 'gap') for attention in ATTENTIONS),
         *((attention, 'token') for attention in ATTENTIONS[:2]),
+        ('divided', 'token'),
     ],
 )
 def test_captured_attention(random_params, quick_jit, attention, classifier):
@@ -590,6 +644,10 @@ def test_captured_attention(random_params, quick_jit, attention, classifier):
         },
         'factorised_self_attention': {'Transformer': [{'space': space, 'time': time}] * 2},
         'factorised_dot_product': {'Transformer': [{'space': half_space, 'time': half_time}] * 2},
+        'divided': {'Transformer': [{'space': space, 'time': time}] * 2},  # none of the cls token's over time
+        'space_only': {'Transformer': [{'space': space}] * 2},
+        'axial': {'Transformer': [{'time': time, 'height': (3, 12, 4, 2, 2), 'width': (3, 8, 4, 3, 3)}] * 2},
+        'local_global': {'Transformer': [{'window': (3, 4, 4, 4, 4), 'grid': (3, 8, 4, 2, 2)}] * 2},
     }[attention]
     assert jax.tree.map(np.shape, out['attention']) == expected
     for weights in jax.tree.leaves(out['attention']):
@@ -624,7 +682,8 @@ def assert_tells(error, words):
                 {'attention': attention, 'classifier': 'token'},
                 ["model.classifier='token'", attention, *CLASSIFIERS[1:]],
             )
-            for attention in ('factorised_self_attention', 'factorised_dot_product')
+            for attention in ATTENTIONS
+            if attention not in ('spatio_temporal', 'factorised_encoder', 'divided')
         ),
         (
             {'embedding': 'uniform_frame_sampling'},
@@ -653,6 +712,16 @@ def assert_tells(error, words):
 def test_impossible_settings_are_told_in_one_line(unchecked, settings, told):
     with pytest.raises(ValueError, match=re.escape(told[0])) as caught:
         small_model(**settings)
+    assert_tells(caught.value, told)
+
+
+@pytest.mark.parametrize(
+    ('tubelet', 'told'),
+    [((2, 4, 4), ["'window'", '(1, 2, 2)', '(4, 2, 3)']), ((8, 4, 6), ["'grid'", '(2, 2, 2)', '(1, 2, 2)'])],
+)
+def test_tokens_that_cannot_be_halved_are_told_in_one_line(tubelet, told):
+    with pytest.raises(ValueError, match=r'model\.tubelet') as caught:
+        shapes_of(small_model(attention='local_global', tubelet=tubelet), clips(1))
     assert_tells(caught.value, told)
 
 

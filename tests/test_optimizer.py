@@ -68,12 +68,21 @@ def test_constant_schedule_only_warms_up():
     )
 
 
+def test_steps_divide_by_ten():
+    schedule = learning_rate_schedule(
+        learning_rate=0.5, schedule='steps', warmup_steps=2.0, total_steps=8, drops=(3.0, 5.5)
+    )
+    expected = [0, 0.25, 0.5, 0.05, 0.05, 0.05, 0.005, 0.005, 0.005]
+    np.testing.assert_allclose([schedule(step) for step in range(9)], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'schedule': 'linear'}, "schedule 'linear' is none of cosine, constant"),
+        ({'schedule': 'linear'}, "schedule 'linear' is none of cosine, constant, steps"),
         ({'warmup_steps': -1.0}, 'warmup_steps -1.0 must be >= 0'),
         ({'warmup_steps': 8.0}, 'warmup_steps 8.0 must be below total_steps 8'),
+        ({'schedule': 'steps'}, r"schedule 'steps' needs to know .* \(optimizer.drop_epochs\)"),
     ],
 )
 def test_bad_schedules(change, message):

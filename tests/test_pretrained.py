@@ -385,7 +385,8 @@ def test_what_does_not_fit_is_told(random_params):
     settings = TINY | {'attention': 'spatio_temporal', 'tubelet': (2, 4, 4), 'classifier': 'gap'}
     _, trained = video_model(random_params, **settings)
     with pytest.raises(
-        ValueError, match=r'is a video model with spatio-temporal .* cannot start one with a fact'
+        ValueError,
+        match=r'video model with attention spatio_temporal, .* cannot start one with attention factorised_enc',
     ):
         pretrained.initialise(params, weights_of(flat(trained), settings, (4, 4, 4)))
     _, four = video_model(random_params, clip=(8, 16, 16, 4))

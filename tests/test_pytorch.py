@@ -17,6 +17,7 @@ from vivit_jax.config import default_config
 from vivit_jax.formats import own, torch_names, vivit_torch
 from vivit_jax.formats.weights import flat
 from vivit_jax.models.embed import POSITION_EMBEDDINGS
+from vivit_jax.models.encoder import ACTIVATIONS
 from vivit_jax.models.vivit import ATTENTIONS, CLASSIFIERS, create_model
 
 torch = pytest.importorskip('torch', reason='compares with PyTorch, which is not installed')
@@ -31,7 +32,6 @@ BASE = {
     'temporal_layers': 1,
 }
 CLIP = (4, 8, 12, 3)
-ODD_CLIP = (5, 9, 14, 1)
 
 CASES = {
     'spatio_temporal': {'attention': 'spatio_temporal'},
@@ -59,6 +59,20 @@ CASES = {
         'position_embedding': 'none',
     },
     'factorised_dot_product': {'attention': 'factorised_dot_product', 'classifier': 'gap'},
+    'divided': {
+        'attention': 'divided',
+        'position_embedding': 'learned_space_time',
+        'activation': 'gelu_exact',
+    },
+    'divided_gap': {'attention': 'divided', 'classifier': 'gap'},
+    'space_only': {'attention': 'space_only', 'classifier': 'gap', 'activation': 'geglu'},
+    'axial': {'attention': 'axial', 'classifier': 'gap', 'position_embedding': 'learned_space_time'},
+    'local_global': {'attention': 'local_global', 'classifier': 'gmp', 'clip': (8, 8, 16, 3)},
+    'factorised_encoder_space_time': {
+        'attention': 'factorised_encoder',
+        'position_embedding': 'learned_space_time',
+        'activation': 'geglu',
+    },
     'sampled_frames': {
         'attention': 'factorised_dot_product',
         'classifier': 'gap',
@@ -72,6 +86,7 @@ CASES = {
         'position_embedding': 'sinusoidal_3d',  # with a class token, which has no place
         'remainder': 'crop',
         'num_classes': 0,
+        'clip': (5, 9, 14, 1),
     },
 }
 
@@ -80,7 +95,7 @@ def weights_of(case, random_params):
     """A model of random parameters, and clips for it."""
     settings = {**BASE, **CASES[case]}
     num_classes = settings.pop('num_classes', 5)
-    clip = ODD_CLIP if case == 'cropped' else CLIP
+    clip = settings.pop('clip', CLIP)
     video = np.random.default_rng(1).uniform(-1, 1, (2, *clip)).astype(np.float32)
     model = create_model(num_classes, **settings)
     params = random_params(model, video)
@@ -102,10 +117,15 @@ def assert_equal(found, expected):
 
 
 def test_the_cases_leave_no_choice_out():
-    used = [create_model(**{'num_classes': 5, **BASE, **case}) for case in CASES.values()]
+    used = []
+    for case in CASES.values():
+        settings = {'num_classes': 5, **BASE, **case}
+        settings.pop('clip', None)
+        used.append(create_model(**settings))
     assert {model.attention for model in used} == set(ATTENTIONS)
     assert {model.classifier for model in used} == set(CLASSIFIERS)
     assert {model.position_embedding for model in used} == set(POSITION_EMBEDDINGS)
+    assert {model.activation for model in used} == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -146,7 +166,7 @@ def test_outputs_and_gradients_are_ours_and_the_way_back_is_exact(case, tmp_path
 
 
 @pytest.mark.parametrize(
-    'case', ['spatio_temporal', 'factorised_encoder', 'space_time', 'factorised_dot_product']
+    'case', ['spatio_temporal', 'factorised_encoder', 'space_time', 'factorised_dot_product', 'divided']
 )
 def test_what_pytorch_trained_comes_back(case, tmp_path, random_params, quick_jit):
     weights, video = weights_of(case, random_params)

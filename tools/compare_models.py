@@ -1,4 +1,8 @@
-"""Trains the four models on moving digits, one after another, and prints a table of what came out.
+"""Trains every model on moving digits, one after another, and prints a table of what each costs and learns.
+
+A step is a training step on a whole batch; memory is what XLA plans for it beside parameters, optimiser and batch.
+Its time is the median of 10 of a compiled program; the models take three turns and the best counts, so that what
+else the machine does is not held against one of them.
 
 Example:
   python tools/compare_models.py --output=runs/comparison
@@ -6,17 +10,19 @@ Example:
 """
 
 import argparse
-import math
+import collections
 import pathlib
 import platform
 import sys
 import time
 
 import jax
+from ml_collections import ConfigDict
 
 from vivit_jax import config as config_module
 from vivit_jax import experiment, train
-from vivit_jax.models.cost import multiply_adds
+from vivit_jax.dry_run import dry_run
+from vivit_jax.models.cost import multiply_adds, parameters
 from vivit_jax.models.vivit import ATTENTIONS
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'moving_digits.py'
@@ -36,7 +42,17 @@ def main() -> None:
     overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
     folder = pathlib.Path(parsed.output)
     try:
-        rows = [_measure(model, overrides, folder / model) for model in parsed.models]
+        configs = {
+            model: config_module.load(str(CONFIG), {**overrides, 'model.attention': model})
+            for model in parsed.models
+        }
+        for model in configs:
+            if (folder / model / 'checkpoints').exists():
+                raise ValueError(
+                    f'{folder / model} holds a run already: a time is only measured on a fresh one; other --output'
+                )
+        steps = _steps(configs)
+        rows = [_row(config, steps[model], folder / model) for model, config in configs.items()]
     except ValueError as error:
         sys.exit(f'error: {error}')
     device = jax.devices()[0]
@@ -44,8 +60,8 @@ def main() -> None:
         f'{jax.device_count()} x {device.device_kind}, {platform.processor() or platform.machine()}, '
         f'jax {jax.__version__}',
         '',
-        '| model | parameters | MFLOPs a clip | test | shuffled | still | training, s |',
-        '| --- | --- | --- | --- | --- | --- | --- |',
+        '| model | parameters | MFLOPs a clip | step, ms | memory, MiB | test | shuffled | still | training, s |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
         *rows,
     ]
     table = '\n'.join(lines) + '\n'
@@ -53,23 +69,31 @@ def main() -> None:
     print(table)
 
 
-def _measure(attention: str, overrides: dict[str, str], workdir: pathlib.Path) -> str:
+def _steps(configs: dict[str, ConfigDict]) -> dict[str, dict[str, float]]:
+    """Returns the best of three dry runs of each model."""
+    turns = collections.defaultdict(list)
+    for _ in range(3):
+        for model, config in configs.items():
+            turns[model].append(dry_run(config, steps=10))
+    return {model: min(runs, key=lambda run: run['seconds_per_step']) for model, runs in turns.items()}
+
+
+def _row(config: ConfigDict, step: dict[str, float], workdir: pathlib.Path) -> str:
     """Trains one model and returns its row."""
-    config = config_module.load(str(CONFIG), {**overrides, 'model.attention': attention})
-    if (workdir / 'checkpoints').exists():
-        raise ValueError(
-            f'{workdir} holds a run already: a time is only measured on a fresh one; other --output'
-        )
     began = time.perf_counter()
     report = train.train(config, workdir)
     seconds = time.perf_counter() - began
-    model = experiment.make_model(config)
-    clip = experiment.clip_shape(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, *clip)))['params']
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    accuracies = ' | '.join(f'{report[split]["top_1"]:.3f}' for split in SPLITS)
-    cost = multiply_adds(model, clip) / 1e6
-    return f'| {attention} | {parameters:,} | {cost:.1f} | {accuracies} | {seconds:.0f} |'
+    model, clip = experiment.make_model(config), experiment.clip_shape(config)
+    cells = [
+        f'`{config.model.attention}`',
+        f'{parameters(model, clip):,}',
+        f'{multiply_adds(model, clip) / 1e6:.1f}',
+        f'{1_000 * step["seconds_per_step"]:.0f}',
+        f'{step["temporary_bytes"] / 2**20:.0f}',
+        *(f'{report[split]["top_1"]:.3f}' for split in SPLITS),
+        f'{seconds:.0f}',
+    ]
+    return f'| {" | ".join(cells)} |'
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
-"""Writes a model for PyTorch: as a folder of Hugging Face's ViViT where it fits, else with a file that runs it.
+"""Writes a model for PyTorch: as a folder of Hugging Face where it fits, else with a file that runs it.
 
 CHECKPOINT is anything that can be read: a workdir or one of its checkpoints, a checkpoint of Scenic, a ViT of
 Google, timm or Hugging Face. The formats are:
   hugging_face  config.json, model.safetensors, preprocessor_config.json, for VivitForVideoClassification of
-                transformers: the spatio-temporal model with a class token, tubelets and a head
+                transformers: the spatio-temporal model with a class token, tubelets and a head; or for
+                TimesformerForVideoClassification: divided attention and positions as TimeSformer has them
   vivit_torch   config.json, model.safetensors, vivit_torch.py, for any model: plain PyTorch in one file
 
 Where PyTorch is installed, both models run on random clips and the largest difference of their outputs is printed.
@@ -30,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vivit_jax.formats import Weights, containers, hugging_face, load, vivit_torch
+from vivit_jax.formats import Weights, containers, hugging_face, load, timesformer, vivit_torch
 from vivit_jax.models.vivit import create_model
 
 Clip = tuple[int, int, int, int]
@@ -40,9 +41,9 @@ TOLERANCE = 1e-4
 INSTALL = "pip install 'vivit_jax[torch]'"
 USE = {
     'hugging_face': """\
-from transformers import VivitForVideoClassification, VivitImageProcessor
-model = VivitForVideoClassification.from_pretrained({folder!r})
-processor = VivitImageProcessor.from_pretrained({folder!r})  # frames -> pixels in [-1, 1]""",
+from transformers import {model}, {processor}
+model = {model}.from_pretrained({folder!r})
+processor = {processor}.from_pretrained({folder!r})  # frames -> pixels in [-1, 1]""",
     'vivit_torch': """\
 import sys; sys.path.insert(0, {folder!r})
 import vivit_torch
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         weights = load(options.checkpoint, options.num_heads)
         clip, short_side = clip_of(weights, options.clip)
-        chosen = choose(weights, options.format)
+        chosen = choose(weights, options.format, clip)
         refuse_foreign(folder, chosen, pathlib.Path(options.checkpoint))
         write(chosen, folder, weights, clip, short_side)
         return check(chosen, folder, weights, clip) if options.check else 0
@@ -121,13 +122,19 @@ def clip_of(weights: Weights, said: tuple[int, int, int] | None) -> tuple[Clip, 
     return clip, data['short_side'] if meta else None
 
 
-def choose(weights: Weights, wanted: str) -> str:
+def is_timesformer(weights: Weights) -> bool:
+    """Tells whether Hugging Face's TimeSformer is closer to a model than its ViViT."""
+    model = create_model(weights.num_classes, **weights.model)
+    return model.attention == 'divided' or model.position_embedding == 'learned_space_time'
+
+
+def choose(weights: Weights, wanted: str, clip: Clip) -> str:
     """Returns the format to write.
 
     Raises:
         ValueError: If it is Hugging Face's that is wanted, and the model is not one of theirs.
     """
-    problem = hugging_face.misfit(weights)
+    problem = timesformer.misfit(weights, clip) if is_timesformer(weights) else hugging_face.misfit(weights)
     if wanted == 'hugging_face' and problem:
         raise ValueError(
             f'--format=hugging_face does not fit {weights.path}: {problem}; take --format=vivit_torch'
@@ -164,7 +171,8 @@ def refuse_foreign(folder: pathlib.Path, chosen: str, source: pathlib.Path) -> N
 def write(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip, short_side: int | None) -> None:
     """Writes the folder and says what is in it and how to use it."""
     if chosen == 'hugging_face':
-        names = hugging_face.save(folder, weights, clip, short_side)
+        family = timesformer if is_timesformer(weights) else hugging_face
+        names = family.save(folder, weights, clip, short_side)
     else:
         names = vivit_torch.save(folder, weights, clip)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
@@ -174,7 +182,11 @@ def write(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip, short
         print(f'note: {note}')
     if chosen == 'hugging_face' and clip[1] != clip[2]:
         print('note: image_size is [height, width], which needs transformers 5')
-    print(f'\n{USE[chosen].format(folder=str(folder))}\n')
+    words = {'folder': str(folder)}
+    if chosen == 'hugging_face':
+        words['model'] = containers.read_json(folder / 'config.json')['architectures'][0]
+        words['processor'] = containers.read_json(folder / 'preprocessor_config.json')['image_processor_type']
+    print(f'\n{USE[chosen].format(**words)}\n')
 
 
 def check(chosen: str, folder: pathlib.Path, weights: Weights, clip: Clip) -> int:
@@ -238,11 +250,11 @@ def hugging_face_model(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarra
         ValueError: If transformers misses parameters in it, or finds others.
     """
     import torch
-    from transformers import VivitForVideoClassification
-    from transformers.utils import logging
+    import transformers
 
-    logging.disable_progress_bar()
-    loaded: Any = VivitForVideoClassification.from_pretrained(folder, output_loading_info=True)
+    transformers.utils.logging.disable_progress_bar()
+    name = containers.read_json(folder / 'config.json')['architectures'][0]
+    loaded: Any = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
     model, told = loaded
     if wrong := {name: keys for name, keys in told.items() if keys}:
         raise ValueError(f'{folder}: transformers reports {wrong}')

@@ -72,12 +72,13 @@ def default_config() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    # spatio_temporal | factorised_encoder | factorised_self_attention | factorised_dot_product
+    # spatio_temporal | factorised_encoder | factorised_self_attention | factorised_dot_product (ViViT's);
+    # divided | space_only | axial | local_global (TimeSformer's); docs/attention.md shows what each looks at
     model.attention = 'factorised_encoder'
     model.num_layers = 12  # blocks (of the spatial encoder, for factorised_encoder)
     model.num_heads = 12  # attention heads; divides width
     model.width = 768  # size of a token
-    model.mlp_dim = 3072  # hidden size of the MLPs
+    model.mlp_dim = 3072  # hidden size of the MLPs (after the gate of geglu)
     model.temporal_layers = 4  # blocks of factorised_encoder's temporal encoder; 0: average the frames
     model.attention_order = 'space_time'  # factorised_self_attention: space_time | time_space
     model.embedding = 'tubelet'  # tubelet | uniform_frame_sampling
@@ -85,13 +86,15 @@ def _model() -> ConfigDict:
     model.sampled_frames = 0  # frames that uniform_frame_sampling keeps; 0: all
     model.kernel_init = 'central_frame'  # a fresh tubelet kernel: central_frame | average | random
     model.remainder = 'error'  # tubelets that do not divide the clip: error | crop
-    model.classifier = 'token'  # token | gap | gmp | gsp | first_token
-    model.position_embedding = 'learned'  # learned | sinusoidal_1d | sinusoidal_2d | sinusoidal_3d | none
+    model.classifier = 'token'  # token (not for all attentions) | gap | gmp | gsp | first_token
+    # learned | learned_space_time (TimeSformer's: a table of places plus one of times) | sinusoidal_1d |
+    # sinusoidal_2d | sinusoidal_3d | none
+    model.position_embedding = 'learned'
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
     model.dropout_rate = 0.0  # probability: tokens, attention output, MLP
     model.attention_dropout_rate = 0.0  # probability: attention weights
     model.drop_path_rate = 0.0  # stochastic depth, probability at the last block, rising linearly
-    model.activation = 'gelu_tanh'  # gelu_tanh | gelu_exact
+    model.activation = 'gelu_tanh'  # gelu_tanh | gelu_exact | geglu (gated by a GELU, tanh)
     model.norm_epsilon = 1e-6  # LayerNorm
     model.final_norm = True  # LayerNorm at the end of an encoder
     model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
@@ -101,11 +104,12 @@ def _model() -> ConfigDict:
 def _init_from() -> ConfigDict:
     init_from = ConfigDict()
     init_from.path = ''  # trained weights to start from: file or folder (docs/weights.md); '': none
-    # auto | vivit_jax | scenic | vit_npz | big_vision | hf_vit | hf_vivit | timm: to insist on a format
+    # auto | vivit_jax | scenic | vit_npz | big_vision | hf_vit | hf_vivit | hf_timesformer | timesformer | timm:
+    # to insist on a format
     init_from.format = 'auto'
     # of an image ViT into tubelets: central_frame | average (filter inflation) | rank_pooling | fresh
     init_from.kernel = 'central_frame'
-    # of an image ViT into factorised_self_attention: zero_output | zero | copy | fresh
+    # of an image ViT into blocks with several attentions: zero_output | zero | copy | fresh
     init_from.temporal_attention = 'zero_output'
     init_from.fresh = ''  # patterns of parameters to leave fresh, as output_projection/*,*/pos_embedding
     init_from.num_heads = 0  # attention heads of the weights, where the file does not tell; 0: as it tells
@@ -168,7 +172,8 @@ def _optimizer() -> ConfigDict:
     optimizer = ConfigDict()
     optimizer.name = 'momentum'  # momentum | adam | adamw
     optimizer.learning_rate = 0.1  # at its highest
-    optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | constant
+    optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | constant | steps
+    optimizer.drop_epochs = ()  # steps: epochs after each of which the rate is a tenth, as (11, 14)
     optimizer.warmup_epochs = 2.5  # linear, from 0
     optimizer.warmup_steps = 0  # instead of warmup_epochs, where not 0
     optimizer.momentum = 0.9  # momentum

@@ -1,6 +1,7 @@
 """Trying a configuration without data: does it compile, does it fit, how fast is it."""
 
 import dataclasses
+import math
 import pathlib
 import statistics
 import time
@@ -59,7 +60,9 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
         steps: Steps after the first, which are timed; at least 1.
 
     Returns:
-        `compile_seconds`, `seconds_per_step` (median), `clips_per_second`, `loss`.
+        `compile_seconds`, `seconds_per_step` (median), `clips_per_second`, `loss`; and `temporary_bytes`, what a
+        step needs on a device beside parameters, optimiser and batch, as XLA plans it (NaN where it does not
+        tell).
 
     Raises:
         ValueError: If the settings exclude each other, the number of classes is not set, or the weights to start
@@ -88,22 +91,29 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
             examples, batch_size=batch_size, first_step=0, last_step=1, **reading
         ) as batches:
             batch = next(batches)
+        began = time.perf_counter()
+        step = run.step.lower(state, batch).compile()
+        compile_seconds = time.perf_counter() - began
+        planned = step.memory_analysis()
+        temporary = planned.temp_size_in_bytes if planned else math.nan
         seconds = []
         for _ in range(steps + 1):
             began = time.perf_counter()
-            state, scalars = run.step(state, batch)
+            state, scalars = step(state, batch)
             jax.block_until_ready(scalars)
             seconds.append(time.perf_counter() - began)
         median = statistics.median(seconds[1:])
         memory = device_memory()
-        terminal.say(f'compiled and first step in {seconds[0]:.1f} s, then {median:.3f} s a step')
+        terminal.say(f'compiled in {compile_seconds:.1f} s, then {median:.3f} s a step')
         terminal.say(
-            f'{batch_size / median:.1f} clips/s; {duration(1_000 * median)} for 1,000 steps'
-            + (f'; memory {memory / 2**30:.1f} GiB' if memory is not None else '')
+            f'{batch_size / median:.1f} clips/s; {duration(1_000 * median)} for 1,000 steps; '
+            f'{temporary / 2**20:.0f} MiB of temporary memory a step'
+            + (f'; memory {memory / 2**30:.1f} GiB in all' if memory is not None else '')
         )
     return {
-        'compile_seconds': seconds[0] - median,
+        'compile_seconds': compile_seconds,
         'seconds_per_step': median,
         'clips_per_second': batch_size / median,
+        'temporary_bytes': temporary,
         'loss': float(scalars['loss']),
     }

@@ -184,6 +184,7 @@ def make_optimizer(config: ConfigDict, steps: Plan) -> tuple[optax.GradientTrans
         schedule=settings.schedule,
         warmup_steps=warmup,
         total_steps=steps.total_steps,
+        drops=tuple(epoch * steps.steps_per_epoch for epoch in settings.drop_epochs),
     )
     optimizer = create_optimizer(
         name=settings.name,

@@ -21,7 +21,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-SCHEDULES = ('cosine', 'constant')
+SCHEDULES = ('cosine', 'constant', 'steps')
 OPTIMIZERS = ('momentum', 'adam', 'adamw')
 WEIGHT_DECAY_MODES = ('l2', 'decoupled')
 
@@ -32,9 +32,14 @@ def _check(what: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def learning_rate_schedule(
-    *, learning_rate: float, schedule: str, warmup_steps: float, total_steps: int
+    *,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: float,
+    total_steps: int,
+    drops: tuple[float, ...] = (),
 ) -> optax.Schedule:
-    """Linear warm-up times cosine decay.
+    """Linear warm-up times cosine decay, or times a tenth at each of some steps.
 
     lr(s) = base * min(1, s / W) * 0.5 (1 + cos(pi * clip((s - W) / (C - floor(W)), 0, 1)))
 
@@ -43,9 +48,10 @@ def learning_rate_schedule(
 
     Args:
         learning_rate: base, the value right after the warm-up.
-        schedule: 'cosine', or 'constant' (the warm-up alone).
+        schedule: 'cosine', 'constant' (the warm-up alone), or 'steps' (a tenth from each of `drops` on).
         warmup_steps: W >= 0, fractions allowed (2.5 epochs seldom are whole steps); 0 for no warm-up.
         total_steps: C > W, the steps of the whole training.
+        drops: steps from which on the rate is a tenth of what it was before; for 'steps' alone.
 
     Returns:
         A function of the step count (0 before the first update) giving a float32 scalar.
@@ -58,6 +64,8 @@ def learning_rate_schedule(
         raise ValueError(f'warmup_steps {warmup_steps} must be >= 0')
     if schedule == 'cosine' and warmup_steps >= total_steps:
         raise ValueError(f'warmup_steps {warmup_steps} must be below total_steps {total_steps}')
+    if schedule == 'steps' and not drops:
+        raise ValueError("schedule 'steps' needs to know when the rate drops (optimizer.drop_epochs)")
 
     def rate(step: ArrayLike) -> Float[Array, '']:
         step = jnp.asarray(step, jnp.float32)
@@ -65,6 +73,8 @@ def learning_rate_schedule(
         if schedule == 'cosine':
             progress = jnp.clip((step - warmup_steps) / (total_steps - math.floor(warmup_steps)), 0.0, 1.0)
             value = value * (0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
+        if schedule == 'steps':
+            value = value * 0.1 ** jnp.sum(step >= jnp.asarray(drops, jnp.float32))
         if warmup_steps > 0:
             value = value * jnp.minimum(1.0, step / warmup_steps)
         return value

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vivit_jax.fitting import check_sizes, kernel_shape, pattern_by_name
 from vivit_jax.formats.account import Account, Change, Unused, left_out, told
 from vivit_jax.formats.weights import Weights, flat, nested
 from vivit_jax.inflation import inflate, resize
@@ -18,7 +19,10 @@ KERNELS = ('central_frame', 'average', 'rank_pooling', 'fresh')
 TEMPORAL_ATTENTIONS = ('zero_output', 'zero', 'copy', 'fresh')
 
 POSITIONS = 'posembed_input/pos_embedding'
+TIMES = 'posembed_input/time_embedding'
 HEAD = ('output_projection', 'pre_logits')
+# What belongs to one attention of a block, and which: of blocks with several they are named by what they look over.
+BLOCK_PART = re.compile(r'/(LayerNorm|MultiHeadDotProductAttention|projection)_([a-z]+)/')
 Grid = tuple[int, int, int]
 
 
@@ -33,9 +37,14 @@ def initialise(
 ) -> tuple[dict[str, Any], Account]:
     """Puts trained weights into a model's parameters.
 
-    An image ViT goes into any of the four models: its encoder becomes the spatial one, its positions are resized to
-    the grid and repeated over time, its patch kernel is inflated. A video model goes into the same model with
-    other frames, resolution or classes; positions are then interpolated along each axis.
+    An image ViT goes into any model: its encoder becomes the spatial one, its positions are resized to the grid and
+    repeated over time (a table of times beside them starts fresh, at zero), its patch kernel is inflated. Where a
+    block has several attentions, the image's becomes the one over space, or else the last (of 'axial' the one over
+    width, of 'local_global' the grid's, which sees all of a still clip, coarsely); `temporal_attention` tells what
+    the others start from.
+
+    A video model goes into the same model with other frames, resolution or classes; positions are interpolated
+    along each axis, and tables of places and times summed up where the model has one table for both.
 
     Args:
         params: Fresh parameters of the model, nested; not changed.
@@ -45,9 +54,12 @@ def initialise(
         kernel: A tubelet kernel `[t h w c d]` from a patch kernel: 'central_frame' (at the time index t // 2, zeros
             elsewhere; equation 9), 'average' (at every index, divided by t: filter inflation, equation 8),
             'rank_pooling' (weighted by approximate rank pooling, Bilen et al. 2016, divided by t), or 'fresh'.
-        temporal_attention: Of factorised self-attention, from an image ViT: 'zero_output' (zero output projection:
-            at the start the block does without it, and it learns), 'zero' (all of it zero, as the paper puts it:
-            no kernel of it ever receives a gradient), 'copy' (of the spatial attention), or 'fresh'.
+        temporal_attention: Of blocks with several attentions, from an image ViT, all but the one that is the image's:
+            'zero_output' (zero output projection: at the start the block does without it, and it learns), 'zero'
+            (all of it zero, as ViViT's paper puts it: no kernel of it ever receives a gradient), 'copy' (of the
+            image's attention, with its LayerNorm), or 'fresh'. In 'divided' the projection after the temporal
+            attention is the output that 'zero_output' and 'copy' set to zero: with 'copy' it starts as TimeSformer
+            does; with 'fresh' it is zero as in any new model.
         fresh: Patterns of parameters to leave as they are, as `('output_projection/*',)`.
 
     Returns:
@@ -66,9 +78,9 @@ def initialise(
             raise ValueError(
                 f'fresh={pattern!r} matches no parameter; names are as {", ".join(_some_names(target))}'
             )
-    _check_sizes(target, source, weights)
+    check_sizes(target, source, weights)
     start = _Start(target, source, weights, grid, kernel, temporal_attention, tuple(fresh))
-    if temporal_attention == 'zero' and start.new_temporal_attention:
+    if temporal_attention == 'zero' and start.new_attentions:
         warnings.warn(
             "temporal_attention='zero': no kernel of the temporal attention will ever receive a gradient, since each "
             "one's is a product with another that is zero; 'zero_output' starts equally and learns",
@@ -86,71 +98,6 @@ def _some_names(names: Mapping[str, Any]) -> list[str]:
     return [name for name in names if re.search(r'kernel|pos_emb', name)][:3]
 
 
-def _attention(names: Mapping[str, Any]) -> str:
-    """Tells a model's kind by its parameters: 'encoders' (Model 2), 'blocks' (Model 3), or 'joint' (1 and 4)."""
-    if any(name.startswith('SpatialTransformer/') for name in names):
-        return 'encoders'
-    return 'blocks' if any('MultiHeadDotProductAttention_space' in name for name in names) else 'joint'
-
-
-def _check_sizes(target: dict[str, np.ndarray], source: dict[str, np.ndarray], weights: Weights) -> None:
-    """Compares layers, heads, widths, patches and channels, and names every one that differs."""
-    ours, theirs = _sizes(target), _sizes(source)
-    kinds = _attention(target), _attention(source)
-    if not weights.is_image and kinds[0] != kinds[1]:
-        names = {'encoders': 'a factorised encoder', 'blocks': 'factorised self-attention'}
-        said = [names.get(kind, 'spatio-temporal or factorised dot-product attention') for kind in kinds]
-        raise ValueError(
-            f'{weights.path}: is a video model with {said[1]}, which cannot start one with {said[0]}: choose the '
-            'same model.attention, or weights of an image model'
-        )
-    # Only two video models with temporal encoders have a number of temporal layers to compare.
-    compared = [name for name in ours if name in theirs and (name != 'temporal_layers' or ours[name])]
-    differing = [
-        f'{name} is {theirs[name]} in the file and {ours[name]} in the model (model.{name})'
-        for name in compared
-        if ours[name] != theirs[name]
-    ]
-    if differing:
-        raise ValueError(f'{weights.path}: {"; ".join(differing)}')
-    (time, high, wide, channels), (from_time, from_high, from_wide, from_channels) = (
-        _kernel_shape(tree['embedding/kernel']) for tree in (target, source)
-    )
-    if (high, wide) != (from_high, from_wide) or from_time not in (1, time):
-        raise ValueError(
-            f'{weights.path}: the tubelet is {(from_time, from_high, from_wide)} in the file and '
-            f'{(time, high, wide)} in the model (model.tubelet: frames, pixels high, pixels wide)'
-        )
-    if channels != from_channels and (from_channels, channels) != (3, 1):
-        raise ValueError(
-            f'{weights.path}: takes {from_channels} channels and the model {channels} (data.channels): only RGB can '
-            'be turned into one channel'
-        )
-
-
-def _kernel_shape(kernel: np.ndarray) -> tuple[int, ...]:
-    """Returns `(t, h, w, c)` of an embedding's kernel; one of sampled frames has no t."""
-    return kernel.shape[:-1] if kernel.ndim == 5 else (1, *kernel.shape[:-1])
-
-
-def _sizes(tree: dict[str, np.ndarray]) -> dict[str, int]:
-    def layers(encoder: str) -> int:
-        found = (re.match(rf'{encoder}/encoderblock_(\d+)/', name) for name in tree)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
-
-    query = next(array for name, array in tree.items() if name.endswith('query/kernel'))
-    hidden = next(array for name, array in tree.items() if name.endswith('Dense_0/kernel'))
-    sizes = {
-        'num_layers': layers('Transformer') or layers('SpatialTransformer'),
-        'num_heads': query.shape[1],
-        'width': query.shape[0],
-        'mlp_dim': hidden.shape[1],
-    }
-    return sizes | (
-        {'temporal_layers': layers('TemporalTransformer')} if layers('TemporalTransformer') else {}
-    )
-
-
 class _Start:
     """One initialisation under way: goes through the model's parameters and finds for each what it is made of."""
 
@@ -166,8 +113,11 @@ class _Start:
     ):
         self.target, self.source, self.weights = target, source, weights
         self.kernel, self.temporal_attention, self.fresh = kernel, temporal_attention, fresh
-        self.kind, self.from_kind = _attention(target), _attention(source)
-        self.new_temporal_attention = self.kind == 'blocks' and self.from_kind == 'joint'
+        (self.kind, pattern), (self.from_kind, _) = pattern_by_name(target), pattern_by_name(source)
+        # An image's attention is the one over space, or else the last of a block.
+        space = 'space' if 'space' in pattern.attends else pattern.attends[-1]
+        self.new_attentions = set(pattern.attends) - {space} if weights.is_image else set()
+        self.projected = pattern.projected
         self.grid = grid or self._grid()
         self.params: dict[str, np.ndarray] = {}
         self.changes: dict[str, Change] = {}
@@ -199,20 +149,27 @@ class _Start:
             self._embedding(name)
         elif name.endswith(POSITIONS):
             self._positions(name)
+        elif name.endswith(TIMES):
+            self._times(name)
         elif name.split('/')[0] in HEAD:
             self._head(name)
-        elif self.new_temporal_attention and re.search(r'_time/', name):
-            self._temporal_attention(name)
+        elif (part := BLOCK_PART.search(name)) and part[2] in self.new_attentions:
+            self._new_attention(name, part[1], part[2])
         elif (origin := self._source_of(name)) in self.source:
             self._put(name, self.source[origin], 'copied', origin)
         else:
             self._keep(name, self._why_fresh(name))
 
-    def _put(self, name: str, value: np.ndarray, action: str, origin: str, note: str = '') -> None:
+    def _put(
+        self, name: str, value: np.ndarray, action: str, origin: str, note: str = '', more: Sequence[str] = ()
+    ) -> None:
         self.params[name] = np.ascontiguousarray(value, self.target[name].dtype)
         source = self.weights.origin[origin]
-        self.changes[name] = Change(action, self.target[name].shape, source.arrays, told(source, note))
-        self.used.add(origin)
+        arrays = dict(source.arrays)
+        for other in more:
+            arrays |= self.weights.origin[other].arrays
+        self.changes[name] = Change(action, self.target[name].shape, arrays, told(source, note))
+        self.used |= {origin, *more}
 
     def _keep(self, name: str, note: str, origin: str = '', reason: str = '') -> None:
         """Leaves a parameter as it is, and says why; also why what it could have been made of is not used."""
@@ -228,22 +185,15 @@ class _Start:
         if name == 'cls_SpatialTransformer':
             return 'cls'
         name = re.sub(r'^SpatialTransformer/', 'Transformer/', name)
-        for ours, theirs in (
-            ('LayerNorm_space', 'LayerNorm_0'),
-            ('LayerNorm_time', 'LayerNorm_0'),
-            ('MultiHeadDotProductAttention_space', 'MultiHeadDotProductAttention_0'),
-            ('MultiHeadDotProductAttention_time', 'MultiHeadDotProductAttention_0'),
-            ('LayerNorm_mlp', 'LayerNorm_1'),
-            ('MlpBlock/', 'MlpBlock_0/'),
-        ):
-            name = name.replace(ours, theirs)
-        return name
+        if '/MlpBlock/' in name or '/LayerNorm_mlp/' in name:
+            return name.replace('/MlpBlock/', '/MlpBlock_0/').replace('/LayerNorm_mlp/', '/LayerNorm_1/')
+        return BLOCK_PART.sub(r'/\1_0/', name)
 
     def _embedding(self, name: str) -> None:
         kernel, value = self.target['embedding/kernel'], self.source[name]
         if value.ndim == 4:
             value = value[None]
-        time, from_time = _kernel_shape(kernel)[0], _kernel_shape(self.source['embedding/kernel'])[0]
+        time, from_time = kernel_shape(kernel)[0], kernel_shape(self.source['embedding/kernel'])[0]
         inflates = time != from_time
         if inflates and self.kernel == 'fresh':
             self._keep(name, "kernel='fresh'", name, 'kept fresh as asked')
@@ -252,7 +202,7 @@ class _Start:
             self._put(name, value, 'copied', name)
             return
         actions, notes = [], []
-        if value.shape[3] != _kernel_shape(kernel)[3]:
+        if value.shape[3] != kernel_shape(kernel)[3]:
             value = value.sum(axis=3, keepdims=True)
             actions.append('summed')
             notes.append('over RGB')
@@ -287,25 +237,34 @@ class _Start:
             if name.split('/')[0] in HEAD and not (self.weights.is_image and name.startswith('output'))
         )
 
-    def _temporal_attention(self, name: str) -> None:
-        """Fills Model 3's attention over time, which an image model has not (section 3.4)."""
+    def _new_attention(self, name: str, part: str, over: str) -> None:
+        """Fills an attention of a block that an image model has not, as Model 3's over time (section 3.4)."""
         origin, how = self._source_of(name), self.temporal_attention
-        attention = 'MultiHeadDotProductAttention_time/' in name
-        if how == 'copy':
-            self._put(name, self.source[origin], 'copied', origin)
-        elif attention and (how == 'zero' or (how == 'zero_output' and '/out/' in name)):
+        last = part == 'projection' or (over not in self.projected and '/out/' in name)
+        zero = {
+            'zero': part != 'LayerNorm',
+            'zero_output': last,
+            'copy': part == 'projection',
+            'fresh': False,
+        }
+        if zero[how]:
             self.params[name] = np.zeros_like(self.target[name])
             self.changes[name] = Change('zeroed', self.target[name].shape, {}, f'temporal_attention={how}')
+        elif how == 'copy':
+            self._put(name, self.source[origin], 'copied', origin)
         else:
             self._keep(name, f'temporal_attention={how}')
 
     def _positions(self, name: str) -> None:
         encoder = name.removesuffix(f'/{POSITIONS}')
-        if self.kind == 'encoders' and encoder == 'TemporalTransformer' and self.from_kind != self.kind:
+        if encoder == 'TemporalTransformer' and self.from_kind != self.kind:
             self._keep(name, 'an image model has no time')
             return
         assert self.grid is not None
+        apart, from_times = f'{encoder}/{TIMES}' in self.target, self._source_of(f'{encoder}/{TIMES}')
         wanted = _part(self.grid, encoder)
+        if apart:
+            wanted = (1, *wanted[1:])
         origin = self._source_of(name)
         array = self.target[name][0]
         slot = array.shape[0] - math.prod(wanted)
@@ -315,8 +274,20 @@ class _Start:
         values = self.source[origin][0]
         cls = {'Transformer': 'cls'}.get(origin.split('/')[0], f'cls_{origin.split("/")[0]}')
         from_slot = int(cls in self.source)
-        values, actions = self._fit(values[from_slot:], encoder, wanted)
-        notes = []
+        still = self.weights.is_image or from_times in self.source  # the same at every time
+        if apart and not still:
+            raise ValueError(
+                f'{self.weights.path}: has a position for each place and time, which are not the tables of places '
+                "and of times that the model has: take model.position_embedding='learned'"
+            )
+        values, actions = self._fit(values[from_slot:], encoder, wanted, still=still)
+        notes, more = [], []
+        if not apart and from_times in self.source:
+            times = resize(self.source[from_times][0], wanted[:1])
+            values = values + np.repeat(times, math.prod(wanted[1:]), axis=0)
+            actions.append('summed')
+            notes.append('with the times')
+            more.append(from_times)
         if slot and from_slot:
             values = np.concatenate([self.source[origin][0, :1], values])
         elif slot:
@@ -324,7 +295,19 @@ class _Start:
             notes.append("the cls token's fresh")
         elif from_slot:
             notes.append("without the cls token's")
-        self._put(name, values[None], ' and '.join(actions) or 'copied', origin, ', '.join(notes))
+        action = ' and '.join(actions) or 'copied'
+        self._put(name, values[None], action, origin, ', '.join(notes), more)
+
+    def _times(self, name: str) -> None:
+        """Fills the table of times that stands beside one of places."""
+        origin, frames = self._source_of(name), self.target[name].shape[1]
+        if origin in self.source:
+            values = self.source[origin][0]
+            action = 'copied' if len(values) == frames else 'resized'
+            self._put(name, resize(values, (frames,))[None], action, origin)
+        else:
+            image = self.weights.is_image
+            self._keep(name, 'an image model has no time' if image else 'the file has no learned positions')
 
     def _computed_positions(self, name: str, wanted: Grid, slot: int) -> None:
         """Fills learned positions from weights whose positions are a formula."""
@@ -335,7 +318,9 @@ class _Start:
         self.params[name] = np.pad(table, ((slot, 0), (0, 0)))[None].astype(self.target[name].dtype)
         self.changes[name] = Change('computed', self.target[name].shape, {}, 'sinusoidal_2d, as the file')
 
-    def _fit(self, values: np.ndarray, encoder: str, wanted: Grid) -> tuple[np.ndarray, list[str]]:
+    def _fit(
+        self, values: np.ndarray, encoder: str, wanted: Grid, *, still: bool
+    ) -> tuple[np.ndarray, list[str]]:
         """Brings positions `[n d]` to a grid: interpolated over space, over time interpolated or repeated."""
         if self.weights.grid is None:
             if len(values) == math.prod(wanted):
@@ -346,14 +331,15 @@ class _Start:
                 '(tools/convert_scenic.py), or take clips of the same size'
             )
         there = _part(self.weights.grid, encoder)
-        image = self.weights.is_image
+        if still:
+            there = (1, *there[1:])
         values = values.reshape(*there, -1)
         actions = []
-        size = (there[0] if image else wanted[0], *wanted[1:])
+        size = (1 if still else wanted[0], *wanted[1:])
         if size != there:
             values = resize(values, size)
             actions.append('resized')
-        if image and wanted[0] > 1:
+        if still and wanted[0] > 1:
             values = np.repeat(values, wanted[0], axis=0)
             actions.append('repeated')
         return values.reshape(math.prod(wanted), -1), actions
@@ -367,9 +353,13 @@ class _Start:
             return None
         there = self.weights.grid or (1, 0, 0)
         space = there[1] * there[2]
-        if self.kind == 'encoders':
-            tokens = lengths['SpatialTransformer'] - int('cls_SpatialTransformer' in self.target)
+        times = [array.shape[1] for name, array in self.target.items() if name.endswith(TIMES)]
+        if times or self.kind == 'factorised_encoder':
+            encoder = 'SpatialTransformer' if self.kind == 'factorised_encoder' else 'Transformer'
+            cls = 'cls_SpatialTransformer' if self.kind == 'factorised_encoder' else 'cls'
+            tokens = lengths[encoder] - int(cls in self.target)
             time = lengths.get('TemporalTransformer', 1) - int('cls_TemporalTransformer' in self.target)
+            time = max(times, default=time)
             side = math.isqrt(tokens)
             if tokens == space:
                 return (time, there[1], there[2])
@@ -398,7 +388,7 @@ class _Start:
         group = name.split('/')[0]
         if group.startswith('cls'):
             return 'the model has no cls token'
-        if name.endswith(POSITIONS):
+        if name.endswith((POSITIONS, TIMES)):
             return "the model's positions are not learned"
         if group == 'TemporalTransformer':
             return 'the model averages the frames'

@@ -11,6 +11,7 @@ from vivit_jax.formats import (
     hugging_face,
     own,
     scenic,
+    timesformer,
     timm,
     vit_npz,
     vivit_torch,
@@ -21,7 +22,7 @@ __all__ = ['KINDS', 'Weights', 'load']
 
 Convert = Callable[[Conversion, dict[str, Any], int | None], Weights]
 
-# What reads each kind. TimeSformer's divided attention is none of ViViT's four.
+# What reads each kind.
 CONVERTERS: dict[str, Convert] = {
     'vivit_jax': vivit_torch.convert,
     'scenic': scenic.convert,
@@ -29,6 +30,8 @@ CONVERTERS: dict[str, Convert] = {
     'big_vision': big_vision.convert,
     'hf_vit': hugging_face.convert_vit,
     'hf_vivit': hugging_face.convert_vivit,
+    'hf_timesformer': timesformer.convert_hugging_face,
+    'timesformer': timesformer.convert_original,
     'timm': timm.convert,
 }
 
@@ -45,7 +48,7 @@ def load(
     Args:
         path: A file, or a folder: of Hugging Face or timm (`model.safetensors`, `config.json`), of Scenic
             (`checkpoint_<step>`), or of this package (a workdir, or one of its `checkpoints/<step>`).
-        num_heads: Attention heads, for formats that do not tell (timm's fused projection).
+        num_heads: Attention heads, for formats that do not tell (a fused projection, as timm's).
         kind: One of `KINDS` to insist on; 'auto' takes what it is.
         allow_unused: Patterns, as `head*`, of arrays that may be left out without a known reason.
 
@@ -82,8 +85,6 @@ def load(
             f'{", ".join(KINDS)}'
         )
     _insist(kind, found, file)
-    if found not in CONVERTERS:
-        raise ValueError(f"{file}: is a TimeSformer's: its divided attention is none of ViViT's models")
     return CONVERTERS[found](Conversion(str(file), found, arrays, allow_unused), sidecar, num_heads)
 
 
@@ -131,12 +132,13 @@ def recognise(arrays: containers.Arrays, sidecar: dict[str, Any], sort: str) -> 
     if sidecar.get('model_type') == 'vivit_jax':
         return 'vivit_jax'
     if has(r'(.*\.)?embeddings\.patch_embeddings\.projection\.weight'):
-        if has(r'.*temporal_attention.*'):
+        if has(r'.*\.attention\.qkv\.weight'):  # fused, as in no other
             return 'hf_timesformer'
         name = next(name for name in arrays if name.endswith('patch_embeddings.projection.weight'))
         return 'hf_vivit' if arrays[name].ndim == 5 else 'hf_vit'
     if has(r'(.*\.)?patch_embed\.proj\.weight') and has(r'(.*\.)?blocks\.0\.attn\.qkv\.weight'):
-        return 'timesformer' if has(r'(.*\.)?blocks\.0\.temporal_attn\..*') else 'timm'
+        # Without times (space_only) it cannot be told from an image ViT: the arrays are the same.
+        return 'timesformer' if has(r'(.*\.)?time_embed') else 'timm'
     if not has(r'(.*/)?embedding/kernel') or not has(r'(.*/)?\w*Transformer/encoderblock.*'):
         return None
     if sort == 'msgpack' or has(r'(.*/)?(SpatialTransformer/.*|output_projection/kernel)'):

@@ -4,7 +4,6 @@ Names and axes are in `torch_names`; sizes come from the arrays and are compared
 tells what no array can: the heads, the activation, LayerNorm's epsilon.
 """
 
-import dataclasses
 import math
 import pathlib
 import re
@@ -14,39 +13,12 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.formats.containers import read_json, write_json, write_safetensors
-from vivit_jax.formats.pixels import fold_normalisation
+from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, labels
 from vivit_jax.formats.torch_names import IMAGE, classic, pairs
 from vivit_jax.formats.weights import Conversion, Weights, flat
 from vivit_jax.models.vivit import ViViT, create_model
 
-# Their names of the two GELUs, in the order in which ours are written back.
-ACTIVATIONS = {
-    'gelu_fast': 'gelu_tanh',
-    'gelu_new': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
-    'gelu': 'gelu_exact',
-}
-PROJECTION = 'embeddings.patch_embeddings.projection.weight'
-# What a config.json leaves out has these values in transformers; sizes that arrays tell are not needed here.
-DEFAULTS = {'image_size': 224, 'num_frames': 32, 'num_attention_heads': 12}
 NO_CONFIG = 'there is no config.json beside the file: {} assumed'
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A file while it is read: its arrays by their classic names, and its `config.json`."""
-
-    conversion: Conversion
-    names: dict[str, str]
-    sidecar: dict[str, Any]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of an array, by its classic name."""
-        return self.conversion.peek(self.names.get(name, name)).shape
-
-    def error(self, text: str) -> ValueError:
-        """Returns a mistake in this file, to be raised."""
-        return ValueError(f'{self.conversion.path}: {text}')
 
 
 def convert_vit(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | None) -> Weights:
@@ -64,8 +36,8 @@ def convert_vit(conversion: Conversion, sidecar: dict[str, Any], num_heads: int 
     """
     file = _open(conversion, sidecar, 'vit')
     patch = file.shape(PROJECTION)[2:]
-    _agree(file, 'patch_size', patch)
-    image = _sizes(file, 'image_size', 2)
+    file.agree('patch_size', patch)
+    image = file.sizes('image_size', 2)
     tokens = file.shape('embeddings.position_embeddings')[1] - 1
     if image is None:
         side = math.isqrt(tokens)
@@ -74,8 +46,8 @@ def convert_vit(conversion: Conversion, sidecar: dict[str, Any], num_heads: int 
         grid = (1, image[0] // patch[0], image[1] // patch[1])
     clip = None if image is None else (1, *image)
     model, num_classes = _read(file, (1, *patch), clip, grid, num_heads, epsilon=1e-12, activation='gelu')
-    _fold_pixels(file)
-    return conversion.finish(model, num_classes, grid, class_names=_class_names(file, num_classes))
+    file.fold_pixels()
+    return conversion.finish(model, num_classes, grid, class_names=file.class_names(num_classes))
 
 
 def convert_vivit(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | None) -> Weights:
@@ -91,8 +63,8 @@ def convert_vivit(conversion: Conversion, sidecar: dict[str, Any], num_heads: in
     """
     file = _open(conversion, sidecar, 'vivit')
     tubelet = file.shape(PROJECTION)[2:]
-    _agree(file, 'tubelet_size', tubelet)
-    image, frames = _sizes(file, 'image_size', 2), _sizes(file, 'num_frames', 1)
+    file.agree('tubelet_size', tubelet)
+    image, frames = file.sizes('image_size', 2), file.sizes('num_frames', 1)
     clip = None if image is None or frames is None else (*frames, *image)
     grid = None if clip is None else (clip[0] // tubelet[0], clip[1] // tubelet[1], clip[2] // tubelet[2])
     model, num_classes = _read(file, tubelet, clip, grid, num_heads, epsilon=1e-6, activation='gelu_fast')
@@ -102,16 +74,12 @@ def convert_vivit(conversion: Conversion, sidecar: dict[str, Any], num_heads: in
             'preprocessor_config.json brings pixels to [-3, 1], which the published ViViTs were not trained on: here '
             'they are scaled to [-1, 1]'
         )
-    return conversion.finish(model, num_classes, grid, class_names=_class_names(file, num_classes))
+    return conversion.finish(model, num_classes, grid, class_names=file.class_names(num_classes))
 
 
 def _open(conversion: Conversion, sidecar: dict[str, Any], model_type: str) -> File:
     file = File(conversion, {classic(name): name for name in conversion.names()}, sidecar)
-    found = sidecar.get('model_type', model_type)
-    if found != model_type:
-        raise file.error(
-            f'its config.json says model_type {found!r}, whose blocks are not those of {model_type!r}'
-        )
+    file.check_type(model_type)
     return file
 
 
@@ -142,20 +110,20 @@ def _read(
     model: dict[str, Any] = {
         'attention': 'spatio_temporal',
         'num_layers': max(layers, default=-1) + 1,
-        'num_heads': _heads(file, num_heads),
+        'num_heads': file.heads(num_heads),
         'width': width,
         'mlp_dim': file.shape('encoder.layer.0.intermediate.dense.weight')[0],
         'tubelet': tubelet,
         'remainder': 'error' if clip is None or _divides(tubelet, clip) else 'crop',
         'classifier': 'token',
         'representation_size': file.shape('pooler.dense.weight')[0] if pooler else 0,
-        'activation': _activation(file, activation),
+        'activation': file.activation(activation),
         'norm_epsilon': float(file.sidecar.get('layer_norm_eps', epsilon)),
     }
-    _agree(file, 'hidden_size', (width,))
-    _agree(file, 'num_channels', file.shape(PROJECTION)[1:2])
-    _agree(file, 'num_hidden_layers', (model['num_layers'],))
-    _agree(file, 'intermediate_size', (model['mlp_dim'],))
+    file.agree('hidden_size', (width,))
+    file.agree('num_channels', file.shape(PROJECTION)[1:2])
+    file.agree('num_hidden_layers', (model['num_layers'],))
+    file.agree('intermediate_size', (model['mlp_dim'],))
     tokens = file.shape('embeddings.position_embeddings')[1] - 1
     if grid is not None and math.prod(grid) != tokens:
         raise file.error(
@@ -178,7 +146,7 @@ def _take(file: File, vivit: ViViT) -> None:
     for pair in pairs(vivit, IMAGE if image else ''):
         name = classic(pair.theirs)
         missing = name not in file.names
-        if missing and re.search(r'\.(query|key|value)\.bias$', name) and not _has_qkv_bias(file):
+        if missing and re.search(r'\.(query|key|value)\.bias$', name) and not file.has_qkv_bias():
             shape = (vivit.num_heads, vivit.width // vivit.num_heads)
             file.conversion.set(pair.ours, np.zeros(shape), 'zeros: qkv_bias is false')
         else:
@@ -193,78 +161,8 @@ def _take(file: File, vivit: ViViT) -> None:
                 file.conversion.leave(re.escape(actual), reason)
 
 
-def _class_names(file: File, num_classes: int) -> list[str]:
-    labels = file.sidecar.get('id2label') or {}
-    return [str(labels[key]) for key in sorted(labels, key=int)] if len(labels) == num_classes else []
-
-
-def _has_qkv_bias(file: File) -> bool:
-    return bool(file.sidecar.get('qkv_bias', True))
-
-
-def _heads(file: File, hint: int | None) -> int:
-    key = 'num_attention_heads'
-    if hint is not None and file.sidecar.get(key, hint) != hint:
-        raise file.error(f'num_heads={hint}, but its config.json says {key}={file.sidecar[key]}')
-    told = _sizes(file, key, 1) if hint is None else (hint,)
-    if told is None:
-        raise file.error(f'no config.json beside it says {key}, which no array tells: give num_heads')
-    return told[0]
-
-
-def _activation(file: File, default: str) -> str:
-    name = file.sidecar.get('hidden_act', default)
-    if name not in ACTIVATIONS:
-        raise file.error(f'hidden_act={name!r} of config.json: known are {", ".join(ACTIVATIONS)}')
-    return ACTIVATIONS[name]
-
-
-def _sizes(file: File, key: str, count: int) -> tuple[int, ...] | None:
-    """Returns a setting that is one number or several; None where there is no config.json."""
-    if not file.sidecar:
-        return None
-    value = file.sidecar[key] if key in file.sidecar else DEFAULTS[key]
-    values = tuple(value) if isinstance(value, list) else (value,) * count
-    if len(values) != count or not all(isinstance(size, int) and size > 0 for size in values):
-        raise file.error(f'{key}={value!r} of config.json: must be one whole number or {count}')
-    return values
-
-
-def _agree(file: File, key: str, found: tuple[int, ...]) -> None:
-    """Compares a size of config.json with the arrays'."""
-    said = _sizes(file, key, len(found)) if key in file.sidecar else found
-    if said != found:
-        raise file.error(f'config.json says {key}={file.sidecar[key]}, but the arrays have {_short(found)}')
-
-
-def _short(sizes: Sequence[int]) -> Any:
-    return sizes[0] if len(sizes) == 1 else list(sizes)
-
-
 def _divides(tubelet: Iterable[int], clip: Iterable[int]) -> bool:
     return not any(size % tube for size, tube in zip(clip, tubelet, strict=True))
-
-
-def _fold_pixels(file: File) -> None:
-    """Accounts in the embedding for a normalisation of pixels other than to [-1, 1]."""
-    path = pathlib.Path(file.conversion.path).parent / 'preprocessor_config.json'
-    processor = read_json(path)
-    if not processor:
-        file.conversion.notes.append(
-            'there is no preprocessor_config.json beside the file: pixels are assumed to be scaled to [-1, 1]'
-        )
-        return
-    # Pixels in [0, 1], times this, are what the mean is subtracted from.
-    scale = processor.get('rescale_factor', 1 / 255) * 255 if processor.get('do_rescale', True) else 255.0
-    channels = file.shape(PROJECTION)[1]
-
-    def numbers(key: str, neutral: float) -> list[float]:
-        value = processor.get(key, 0.5) if processor.get('do_normalize', True) else neutral
-        return [number / scale for number in (value if isinstance(value, list) else [value] * channels)]
-
-    mean, std = numbers('image_mean', 0.0), numbers('image_std', 1.0)
-    if any(abs(number - 0.5) > 1e-9 for number in mean + std):
-        fold_normalisation(file.conversion, mean, std)
 
 
 def misfit(weights: Weights) -> str | None:
@@ -281,6 +179,8 @@ def misfit(weights: Weights) -> str | None:
     for field, value in wanted.items():
         if getattr(vivit, field) != value:
             return f"model.{field}={getattr(vivit, field)!r}, where Hugging Face's ViViT has {value!r} only"
+    if vivit.activation not in ACTIVATIONS.values():
+        return f"model.activation={vivit.activation!r}, which Hugging Face's ViViT has not"
     return None if vivit.num_classes else "the model has no head, and Hugging Face's classifier needs one"
 
 
@@ -318,8 +218,6 @@ def save(
 
 def _config(vivit: ViViT, clip: tuple[int, int, int, int], class_names: Sequence[str]) -> dict[str, Any]:
     frames, height, width, channels = clip
-    named = len(class_names) == vivit.num_classes
-    labels = class_names if named else [f'LABEL_{number}' for number in range(vivit.num_classes)]
     return {
         'architectures': ['VivitForVideoClassification'],
         'model_type': 'vivit',
@@ -332,7 +230,7 @@ def _config(vivit: ViViT, clip: tuple[int, int, int, int], class_names: Sequence
         'num_hidden_layers': vivit.num_layers,
         'num_attention_heads': vivit.num_heads,
         'intermediate_size': vivit.mlp_dim,
-        'hidden_act': next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vivit.activation),
+        'hidden_act': activation_name(vivit.activation),
         'hidden_dropout_prob': vivit.dropout_rate,
         'attention_probs_dropout_prob': vivit.attention_dropout_rate,
         'initializer_range': 0.02,
@@ -340,9 +238,7 @@ def _config(vivit: ViViT, clip: tuple[int, int, int, int], class_names: Sequence
         'qkv_bias': True,
         'pooler_act': 'tanh',
         'pooler_output_size': vivit.width,
-        'id2label': {str(number): label for number, label in enumerate(labels)},
-        # Of classes with one name, the first.
-        'label2id': {label: labels.index(label) for label in labels},
+        **labels(vivit.num_classes, class_names),
     }
 
 

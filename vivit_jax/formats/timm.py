@@ -46,7 +46,7 @@ def convert(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | No
     Raises:
         ValueError: One line: what is missing, what ViViT has not, or that the number of heads is to be given.
     """
-    prefix = _find_prefix(conversion)
+    prefix = find_prefix(conversion)
     _refuse(conversion, sidecar, prefix)
     kernel = conversion.peek(f'{prefix}patch_embed.proj.weight').shape
     if len(kernel) != 4:
@@ -67,7 +67,7 @@ def convert(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | No
         'norm_epsilon': 1e-6,
         'final_norm': f'{prefix}norm.weight' in conversion,
     }
-    model['num_heads'] = _heads(conversion, sidecar, num_heads, model)
+    model['num_heads'] = heads_of(conversion, sidecar, num_heads, model)
     _take_ends(conversion, prefix, final_norm=model['final_norm'])
     for layer in range(model['num_layers']):
         _take_block(conversion, prefix, layer, model['num_heads'], model['width'])
@@ -90,8 +90,8 @@ def _told(sidecar: dict[str, Any], key: str) -> Any:
     return None
 
 
-def _find_prefix(conversion: Conversion) -> str:
-    """Returns what stands before the image model's names, and leaves what is under another top-level name."""
+def find_prefix(conversion: Conversion) -> str:
+    """Returns what stands before the model's names, and leaves what is under another top-level name."""
     ending = 'patch_embed.proj.weight'
     names = [name for name in conversion.names() if name.endswith(ending)]
     if len(names) > 1:
@@ -99,9 +99,7 @@ def _find_prefix(conversion: Conversion) -> str:
     prefix = names[0].removesuffix(ending)
     if prefix:
         top = prefix.split('.')[0]
-        conversion.leave(
-            rf'(?!{re.escape(top)}\.).*', f'is not of the image model, which is under {prefix!r}'
-        )
+        conversion.leave(rf'(?!{re.escape(top)}\.).*', f'is not of the model, which is under {prefix!r}')
     if prefix.endswith('trunk.'):
         head = re.escape(prefix.removesuffix('trunk.'))
         conversion.leave(rf'{head}head\..*', 'projects into the space shared with text')
@@ -138,7 +136,7 @@ def _activation(conversion: Conversion, sidecar: dict[str, Any]) -> str:
     return ACTIVATIONS[name]
 
 
-def _heads(conversion: Conversion, sidecar: dict[str, Any], hint: int | None, model: dict[str, Any]) -> int:
+def heads_of(conversion: Conversion, sidecar: dict[str, Any], hint: int | None, model: dict[str, Any]) -> int:
     """Settles the number of heads: as asked, as the sidecar tells, or as the named size of these measures has it."""
     told, width = _told(sidecar, 'num_heads'), model['width']
     if hint is not None and told not in (None, hint):

@@ -13,6 +13,7 @@ import numpy as np
 from einops import EinopsError, rearrange
 
 from vivit_jax.formats.weights import Conversion
+from vivit_jax.models.patterns import pattern_of
 from vivit_jax.models.vivit import ViViT
 
 TUBELET = 't h w c d -> d c t h w'
@@ -60,11 +61,13 @@ class Pair:
         ours, theirs = self.axes.split(' -> ')
         return f'{theirs} -> {ours}'
 
-    def take(self, conversion: Conversion, name: str) -> None:
-        """Takes the file's array `name` as our parameter."""
+    def take(self, conversion: Conversion, name: str, rows: slice = slice(None)) -> None:
+        """Takes the file's array `name`, or rows of it, as our parameter."""
         how = f'transposed {self._back()}' if self.axes else 'copied'
+        if rows != slice(None):
+            how = f'rows {rows.start} to {rows.stop - 1}, {how}'
         try:
-            conversion.take(name, self.ours, self.to_ours, how)
+            conversion.take(name, self.ours, lambda array: self.to_ours(array[rows]), how)
         except ValueError as error:
             # What the conversion itself says begins with the file already.
             text = str(error)
@@ -123,8 +126,10 @@ def _encoder(vivit: ViViT, theirs: str, ours: str, cls_suffix: str, num_layers: 
     rows = []
     if vivit.classifier == 'token':
         rows.append(Pair(f'{theirs}embeddings.cls_token', f'cls{cls_suffix}'))
-    if vivit.position_embedding == 'learned':
+    if vivit.position_embedding.startswith('learned'):
         rows.append(Pair(f'{theirs}embeddings.position_embeddings', f'{ours}/posembed_input/pos_embedding'))
+    if vivit.position_embedding == 'learned_space_time':
+        rows.append(Pair(f'{theirs}embeddings.time_embeddings', f'{ours}/posembed_input/time_embedding'))
     for layer in range(num_layers):
         rows += _block(vivit, f'{theirs}encoder.layer.{layer}', f'{ours}/encoderblock_{layer}')
     if vivit.final_norm:
@@ -133,15 +138,18 @@ def _encoder(vivit: ViViT, theirs: str, ours: str, cls_suffix: str, num_layers: 
 
 
 def _block(vivit: ViViT, theirs: str, ours: str) -> list[Pair]:
-    several = vivit.attention == 'factorised_self_attention'
+    pattern = pattern_of(vivit.attention, vivit.attention_order)
+    several = len(pattern.attends) > 1
     rows = []
-    for axis in ('space', 'time') if several else ('',):
-        rows += _norm(f'{theirs}.layernorm_{axis or "before"}', f'{ours}/LayerNorm_{axis or 0}')
+    for over in pattern.attends if several else ('',):
+        rows += _norm(f'{theirs}.layernorm_{over or "before"}', f'{ours}/LayerNorm_{over or 0}')
         rows += _attention(
-            f'{theirs}.attention' + (f'_{axis}' if several else ''),
-            f'{ours}/MultiHeadDotProductAttention_{axis or 0}',
+            f'{theirs}.attention' + (f'_{over}' if several else ''),
+            f'{ours}/MultiHeadDotProductAttention_{over or 0}',
             vivit.num_heads,
         )
+        if over in pattern.projected:
+            rows += _dense(f'{theirs}.projection_{over}', f'{ours}/projection_{over}')
     mlp = f'{ours}/MlpBlock' + ('' if several else '_0')
     return [
         *rows,

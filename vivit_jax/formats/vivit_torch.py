@@ -1,4 +1,4 @@
-"""Our own folder for PyTorch: any of the four models, with the file `vivit_torch.py` that runs it. Read back, too."""
+"""Our own folder for PyTorch: any model, with the file `vivit_torch.py` that runs it. Read back, too."""
 
 import dataclasses
 import pathlib

@@ -265,12 +265,12 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     return np.asarray(array).astype(np.float32, copy=False)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Returns `{'embedding/kernel': array, …}` of nested dicts."""
+def flat(tree: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
+    """Returns `{'embedding/kernel': array, …}` of nested dicts; keys may be numbers, as in PyTorch's optimisers."""
     return dict(_leaves(tree, prefix))
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f'{prefix}{key}/')

@@ -1,20 +1,34 @@
-"""Multi-headed dot-product attention over all tokens, or over one axis of the token grid."""
+"""Multi-headed dot-product attention over all tokens, or within groups of them."""
 
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
-from jaxtyping import Array, Float
+import numpy as np
+from einops import rearrange, reduce, repeat
+from jaxtyping import Array, Float, Int
 
-# What a token may attend to. 'time_and_space' is Model 4: half of the heads for each axis.
-AXES = ('all', 'space', 'time', 'time_and_space')
+# How tokens that do not attend to one another go apart, into the batch.
+FOLDS = {
+    'space': 'b heads (t h w) c -> (b t) heads (h w) c',
+    'time': 'b heads (t h w) c -> (b h w) heads t c',
+    'height': 'b heads (t h w) c -> (b t w) heads h c',
+    'width': 'b heads (t h w) c -> (b t h) heads w c',
+    # A quarter of every frame, all frames of it: a neighbourhood.
+    'window': 'b heads (t i h j w) c -> (b i j) heads (t h w) c',
+    # Every second token along all three axes: the whole clip, coarsely.
+    'grid': 'b heads (t k h i w j) c -> (b k i j) heads (t h w) c',
+}
+# Into how many parts time, height and width are cut: k, i and j above.
+PARTS = {'window': (1, 2, 2), 'grid': (2, 2, 2)}
+
+Grid = tuple[int, int, int]
 
 Tokens = Float[Array, 'b n d']
 Heads = Float[Array, 'b heads n c']
 Weights = Float[Array, 'b heads n n']
-# The same with the axis that is not attended over in the batch.
+# The same with groups of tokens in the batch.
 Folded = Float[Array, 'bf heads m c']
 
 
@@ -79,30 +93,36 @@ class HeadMerge(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention over the axes that `over` names (paper, section 3.3).
+    """Self-attention over what `over` names (ViViT, section 3.3; TimeSformer, section 3).
 
     Attributes:
         num_heads: Heads; for 'time_and_space' an even number, of which the first half attends over time and
             the second over space (Model 4, equation 8; the order is Scenic's).
-        over: One of `AXES`.
-        grid: `(time, space)` sizes of the token grid, `time * space = n`; unused for 'all'.
+        over: 'all', a key of `FOLDS`, or 'time_and_space'.
+        grid: `(nt, nh, nw)` of the tokens. Those before them, of no place in it, are cls tokens: as `n - nt nh nw`
+            tells. Attention over 'all' makes no difference between them; in any other they belong to every group,
+            and their outputs are averaged over the groups.
         dropout_rate: Dropout of the attention weights, in [0, 1).
         dtype: Compute dtype; parameters, softmax statistics and captured weights are float32.
     """
 
     num_heads: int
     over: str
-    grid: tuple[int, int]
+    grid: Grid
     dropout_rate: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, dict[str, Array]]:
-        """Returns the attended tokens `[b n d]` and, if `capture`, the attention weights by axis.
+        """Returns the attended tokens `[b n d]` and, if `capture`, the attention weights by what they are over.
 
-        The weights, taken before dropout, are `{'all': [b heads n n]}`, `{'space': [b time heads space space]}` or
-        `{'time': [b space heads time time]}`; 'time_and_space' has both of the latter, with half of the heads
-        each.
+        The weights, taken before dropout, are `{'all': [b heads n n]}`, or `[b g heads m m]` with the g groups in
+        the order of `groups` and the m tokens of each: `{'space': [b nt heads nh*nw nh*nw]}`,
+        `{'time': [b nh*nw heads nt nt]}`, and so on; m is one more where a cls token, the first, takes part.
+        'time_and_space' has both of these, with half of the heads each.
+
+        Raises:
+            ValueError: If the grid cannot be cut as a 'window' or a 'grid' needs.
         """
         query, key, value = (
             HeadProjection(self.num_heads, self.dtype, name=name)(x) for name in ('query', 'key', 'value')
@@ -110,47 +130,77 @@ class MultiHeadAttention(nn.Module):
         dropout = nn.Dropout(self.dropout_rate)
         weights: dict[str, Array] = {}
         mixed = []
-        for axis, heads in self._heads_by_axis():
-            parts = [_fold(part[:, heads], axis, self.grid) for part in (query, key, value)]
+        for over, heads in self._heads_by_group():
+            parts = [_fold(part[:, heads], over, self.grid) for part in (query, key, value)]
             folded, folded_weights = attend(*parts, dropout=dropout, train=train)
-            mixed.append(_unfold(folded, axis, self.grid))
+            mixed.append(_unfold(folded, over, self.grid, batch=len(x)))
             if capture:
-                weights[axis] = _unfold_batch(folded_weights, axis, self.grid)
+                weights[over] = _unfold_batch(folded_weights, over, batch=len(x))
         return HeadMerge(self.dtype, name='out')(jnp.concatenate(mixed, axis=1)), weights
 
-    def _heads_by_axis(self) -> list[tuple[str, slice]]:
+    def _heads_by_group(self) -> list[tuple[str, slice]]:
         if self.over != 'time_and_space':
             return [(self.over, slice(None))]
         half = self.num_heads // 2
         return [('time', slice(None, half)), ('space', slice(half, None))]
 
 
-def _fold(x: Heads, axis: str, grid: tuple[int, int]) -> Folded:
-    """Moves the axis that is not attended over into the batch."""
-    time, space = grid
-    if axis == 'space':
-        return rearrange(x, 'b h (t s) c -> (b t) h s c', t=time, s=space)
-    if axis == 'time':
-        return rearrange(x, 'b h (t s) c -> (b s) h t c', t=time, s=space)
-    return x
+def groups(over: str, grid: Grid) -> Int[np.ndarray, 'g m']:
+    """Returns the tokens that attend to one another, a row of flat indices a group, as the attention folds them.
+
+    Args:
+        over: 'all' or a key of `FOLDS`.
+        grid: `(nt, nh, nw)` of the tokens.
+
+    Raises:
+        ValueError: If the grid cannot be cut as a 'window' or a 'grid' needs.
+    """
+    places = np.arange(math.prod(grid))
+    if over == 'all':
+        return places[None]
+    return rearrange(places[None, None, :, None], FOLDS[over], **_sizes(over, grid))[:, 0, :, 0]
 
 
-def _unfold(x: Folded, axis: str, grid: tuple[int, int]) -> Heads:
-    """Undoes `_fold`."""
-    time, space = grid
-    if axis == 'space':
-        return rearrange(x, '(b t) h s c -> b h (t s) c', t=time)
-    if axis == 'time':
-        return rearrange(x, '(b s) h t c -> b h (t s) c', s=space)
-    return x
+def _sizes(over: str, grid: Grid) -> dict[str, int]:
+    """Returns the lengths of the axes that a fold names."""
+    parts = PARTS.get(over, (1, 1, 1))
+    if any(size % part for size, part in zip(grid, parts, strict=True)):
+        raise ValueError(
+            f'attention over a {over!r} cuts the token grid into {parts} parts along (time, height, width), which '
+            f'do not divide {grid}: choose a clip and model.tubelet for which they do'
+        )
+    sizes = {axis: size // part for axis, size, part in zip('thw', grid, parts, strict=True)}
+    return sizes | {axis: part for axis, part in zip('kij', parts, strict=True) if part > 1}
 
 
-def _unfold_batch(weights: Weights, axis: str, grid: tuple[int, int]) -> Array:
-    """Gives the folded axis of attention weights back its own place."""
-    if axis == 'all':
-        return weights
-    folded = {'space': grid[0], 'time': grid[1]}[axis]
-    return rearrange(weights, '(b f) h q k -> b f h q k', f=folded)
+def _fold(x: Heads, over: str, grid: Grid) -> Folded:
+    """Moves groups of tokens into the batch, cls tokens into each of them."""
+    if over == 'all':
+        return x
+    num_cls = x.shape[2] - math.prod(grid)
+    folded = rearrange(x[:, :, num_cls:], FOLDS[over], **_sizes(over, grid))
+    if not num_cls:
+        return folded
+    cls = repeat(x[:, :, :num_cls], 'b heads m c -> (b g) heads m c', g=len(folded) // len(x))
+    return jnp.concatenate([cls, folded], axis=2)
+
+
+def _unfold(x: Folded, over: str, grid: Grid, batch: int) -> Heads:
+    """Undoes `_fold`, with the average of the cls tokens."""
+    if over == 'all':
+        return x
+    num_cls = x.shape[2] - batch * math.prod(grid) // len(x)
+    tokens, folded = FOLDS[over].split(' -> ')
+    unfolded = rearrange(x[:, :, num_cls:], f'{folded} -> {tokens}', **_sizes(over, grid))
+    if not num_cls:
+        return unfolded
+    cls = reduce(x[:, :, :num_cls], '(b g) heads m c -> b heads m c', 'mean', b=batch)
+    return jnp.concatenate([cls, unfolded], axis=2)
+
+
+def _unfold_batch(weights: Weights, over: str, batch: int) -> Array:
+    """Gives the groups of attention weights their own axis."""
+    return weights if over == 'all' else rearrange(weights, '(b g) heads q k -> b g heads q k', b=batch)
 
 
 def _reshaped_xavier(matrix_shape: tuple[int, int]) -> nn.initializers.Initializer:

@@ -1,8 +1,11 @@
-"""What a model costs: multiply-adds of one clip, counted by formula."""
+"""What a model costs: multiply-adds of one clip, and parameters, counted by formula."""
 
 import math
 
+from vivit_jax.models.attention import Grid, groups
 from vivit_jax.models.embed import token_grid
+from vivit_jax.models.encoder import INPUTS
+from vivit_jax.models.patterns import pattern_of
 from vivit_jax.models.vivit import ViViT
 
 
@@ -10,7 +13,8 @@ def multiply_adds(model: ViViT, clip: tuple[int, int, int, int]) -> int:
     """Counts the multiply-adds of one forward pass over one clip, as the paper's GFLOPs do (table 2).
 
     Counted are the matrix products: embedding, projections, attention, MLPs and heads. A token costs 4 d² in
-    the projections of an attention, 2 d m in the MLP and, for each token that it attends to, 2 d.
+    the projections of an attention (5 d² where another follows), 2 d m in the MLP (3 d m if gated) and, for each
+    token that it attends to, 2 d.
 
     Args:
         model: The model.
@@ -21,32 +25,70 @@ def multiply_adds(model: ViViT, clip: tuple[int, int, int, int]) -> int:
         many: forward once, backward twice.
 
     Raises:
-        ValueError: If the tubelet does not fit the clip.
+        ValueError: If the tubelet does not fit the clip, or the attention's pattern its tokens.
     """
-    frames, height, width, channels = clip
-    frames = model.sampled_frames or frames
-    nt, nh, nw = token_grid((frames, height, width), model.tubelet, model.remainder)
-    tokens, space = nt * nh * nw, nh * nw
-    cls = int(model.classifier == 'token')
-    embedding = tokens * math.prod(model.tubelet) * channels * model.width
-    if model.attention == 'factorised_encoder':
-        spatial = nt * _encoder(model, model.num_layers, space + cls, space + cls)
-        encoders = spatial + _encoder(model, model.temporal_layers, nt + cls, nt + cls)
-    elif model.attention == 'factorised_self_attention':
-        # Attending over space, then over time, with projections for each.
-        second = model.num_layers * tokens * 4 * model.width**2
-        encoders = _encoder(model, model.num_layers, tokens, space + nt) + second
-    elif model.attention == 'factorised_dot_product':
-        # Half of the heads, each of half the width together, for either axis.
-        encoders = _encoder(model, model.num_layers, tokens, (space + nt) / 2)
-    else:
-        encoders = _encoder(model, model.num_layers, tokens + cls, tokens + cls)
+    grid = _grid(model, clip)
+    embedding = math.prod(grid) * math.prod(model.tubelet) * clip[3] * model.width
+    encoders = sum(times * layers * _block(model, part) for times, layers, part in _encoders(model, grid))
     features = model.representation_size or model.width
     head = model.width * model.representation_size + features * model.num_classes
-    return round(embedding + encoders + head)
+    return embedding + encoders + head
 
 
-def _encoder(model: ViViT, num_layers: int, tokens: int, attended: float) -> float:
-    """Multiply-adds of `num_layers` blocks over `tokens` tokens, each attending to `attended` others."""
-    d = model.width
-    return num_layers * tokens * (4 * d**2 + 2 * d * model.mlp_dim + 2 * d * attended)
+def parameters(model: ViViT, clip: tuple[int, int, int, int]) -> int:
+    """Counts the parameters of a model for clips of one size.
+
+    Args:
+        model: The model.
+        clip: `(frames, height, width, channels)`, on which learned positions and the embedding depend.
+
+    Raises:
+        ValueError: If the tubelet does not fit the clip.
+    """
+    pattern, d = pattern_of(model.attention, model.attention_order), model.width
+    norm, cls = 2 * d, _num_cls(model)
+    hidden = INPUTS[model.activation] * model.mlp_dim
+    mlp = norm + (d * hidden + hidden) + (model.mlp_dim * d + d)
+    block = mlp + sum(norm + (4 + (over in pattern.projected)) * (d * d + d) for over in pattern.attends)
+    total = math.prod(model.tubelet) * clip[3] * d + d
+    for _, layers, (nt, nh, nw) in _encoders(model, _grid(model, clip)):
+        positions = {'learned': cls + nt * nh * nw, 'learned_space_time': cls + nh * nw + nt}
+        total += cls * d + positions.get(model.position_embedding, 0) * d
+        total += layers * block + model.final_norm * norm
+    if model.representation_size:
+        total += (d + 1) * model.representation_size
+    return total + ((model.representation_size or d) + 1) * model.num_classes
+
+
+def _grid(model: ViViT, clip: tuple[int, int, int, int]) -> Grid:
+    return token_grid((model.sampled_frames or clip[0], *clip[1:3]), model.tubelet, model.remainder)
+
+
+def _num_cls(model: ViViT) -> int:
+    return int(model.classifier == 'token')
+
+
+def _encoders(model: ViViT, grid: Grid) -> list[tuple[int, int, Grid]]:
+    """Returns of each encoder how often it runs, its layers, and the grid of its tokens."""
+    if model.attention != 'factorised_encoder':
+        return [(1, model.num_layers, grid)]
+    nt, nh, nw = grid
+    spatial, temporal = (nt, model.num_layers, (1, nh, nw)), (1, model.temporal_layers, (nt, 1, 1))
+    return [spatial, temporal] if model.temporal_layers else [spatial]
+
+
+def _block(model: ViViT, grid: Grid) -> int:
+    """Multiply-adds of one block."""
+    pattern, d = pattern_of(model.attention, model.attention_order), model.width
+    tokens = math.prod(grid)
+    total = (tokens + _num_cls(model)) * (INPUTS[model.activation] + 1) * d * model.mlp_dim
+    for over in pattern.attends:
+        cls = _num_cls(model) if over in pattern.cls else 0
+        total += (tokens + cls) * 4 * d**2
+        total += tokens * d**2 if over in pattern.projected else 0
+        # Half of the heads for either have half of the width together.
+        axes = ('time', 'space') if over == 'time_and_space' else (over,)
+        for axis in axes:
+            count, size = groups(axis, grid).shape
+            total += count * (size + cls) ** 2 * 2 * d // len(axes)
+    return total

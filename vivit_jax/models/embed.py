@@ -10,7 +10,14 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 KERNEL_INITS = ('central_frame', 'average', 'random')
-POSITION_EMBEDDINGS = ('learned', 'sinusoidal_1d', 'sinusoidal_2d', 'sinusoidal_3d', 'none')
+POSITION_EMBEDDINGS = (
+    'learned',
+    'learned_space_time',
+    'sinusoidal_1d',
+    'sinusoidal_2d',
+    'sinusoidal_3d',
+    'none',
+)
 REMAINDERS = ('error', 'crop')
 
 
@@ -128,8 +135,10 @@ class PositionEmbedding(nn.Module):
     """Adds to every token what tells its place.
 
     Attributes:
-        kind: 'learned' (a parameter `pos_embedding` `[1 n d]`, cls tokens included), 'sinusoidal_1d' (of the
-            flat index), 'sinusoidal_2d' (of row and column, the same at every time), 'sinusoidal_3d' (of time, row
+        kind: 'learned' (a parameter `pos_embedding` `[1 n d]`, cls tokens included), 'learned_space_time'
+            (TimeSformer's: `pos_embedding` `[1 num_cls+nh*nw d]`, cls tokens included, plus `time_embedding`
+            `[1 nt d]`, which starts at zero and which cls tokens do not get), 'sinusoidal_1d' (of the flat
+            index), 'sinusoidal_2d' (of row and column, the same at every time), 'sinusoidal_3d' (of time, row
             and column), or 'none'.
         grid: `(nt, nh, nw)` of the tokens.
         num_cls: Leading tokens without a place of their own: they get zeros from the sinusoidal kinds.
@@ -147,10 +156,20 @@ class PositionEmbedding(nn.Module):
         if self.kind == 'learned':
             shape = (1, *x.shape[1:])
             positions = self.param('pos_embedding', nn.initializers.normal(stddev=0.02), shape)
+        elif self.kind == 'learned_space_time':
+            positions = self._space_time(x.shape[-1])
         else:
             table = SINUSOIDS[self.kind](self.grid, x.shape[-1])
             positions = jnp.pad(table, ((self.num_cls, 0), (0, 0)))
         return x + positions.astype(x.dtype)
+
+    def _space_time(self, width: int) -> Float[Array, '1 n d']:
+        nt, nh, nw = self.grid
+        shape = (1, self.num_cls + nh * nw, width)
+        space = self.param('pos_embedding', nn.initializers.normal(stddev=0.02), shape)
+        time = self.param('time_embedding', nn.initializers.zeros, (1, nt, width))
+        both = space[:, None, self.num_cls :] + time[:, :, None]
+        return jnp.concatenate([space[:, : self.num_cls], rearrange(both, '1 t s d -> 1 (t s) d')], axis=1)
 
 
 def sinusoidal_1d(grid: tuple[int, int, int], width: int) -> Float[np.ndarray, 'n d']:

@@ -1,6 +1,7 @@
 """The transformer encoder: pre-norm blocks of attention and MLP (paper, equations 3 to 6)."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,17 +11,31 @@ from jaxtyping import Array, Float
 
 from vivit_jax.models.attention import MultiHeadAttention
 from vivit_jax.models.embed import PositionEmbedding
+from vivit_jax.models.patterns import Pattern
 
 Tokens = Float[Array, 'b n d']
+
+
+def geglu(x: Array) -> Array:
+    """The first half of `x` times the GELU (tanh) of the second (Shazeer 2020, as T5 1.1 computes it)."""
+    values, gates = jnp.split(x, 2, axis=-1)
+    return values * nn.gelu(gates, approximate=True)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'gelu_tanh': functools.partial(nn.gelu, approximate=True),
     'gelu_exact': functools.partial(nn.gelu, approximate=False),
+    'geglu': geglu,
 }
+# Numbers that go into an activation for each that comes out.
+INPUTS = {'gelu_tanh': 1, 'gelu_exact': 1, 'geglu': 2}
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with an activation between (the second half of a block)."""
+    """Two dense layers with an activation between (the second half of a block).
+
+    `hidden` is the width after the activation; with 'geglu' the first layer makes twice as many.
+    """
 
     hidden: int
     activation: str
@@ -37,7 +52,8 @@ class MlpBlock(nn.Module):
             bias_init=nn.initializers.normal(stddev=1e-6),
         )
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        hidden = ACTIVATIONS[self.activation](dense(self.hidden, name='Dense_0')(x))
+        hidden = dense(INPUTS[self.activation] * self.hidden, name='Dense_0')(x)
+        hidden = ACTIVATIONS[self.activation](hidden)
         return dropout(dense(x.shape[-1], name='Dense_1')(dropout(hidden)))
 
 
@@ -61,12 +77,11 @@ class DropPath(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """LayerNorm, attention, residual: once for each entry of `attends`; then LayerNorm, MLP, residual.
+    """LayerNorm, attention, residual: once for each of the pattern's attentions; then LayerNorm, MLP, residual.
 
     Attributes:
-        attends: What each attention of the block looks over, in order: `('all',)` in Models 1 and 2,
-            `('time_and_space',)` in Model 4, `('space', 'time')` or `('time', 'space')` in Model 3.
-        grid: `(time, space)` sizes of the token grid.
+        pattern: What each attention of the block looks over, in order; see `Pattern`.
+        grid: `(nt, nh, nw)` of the tokens; those before them are cls tokens.
         num_heads: Attention heads.
         mlp_dim: Hidden size of the MLP.
         dropout_rate: Dropout after the attention and in the MLP.
@@ -77,8 +92,8 @@ class EncoderBlock(nn.Module):
         dtype: Compute dtype.
     """
 
-    attends: tuple[str, ...]
-    grid: tuple[int, int]
+    pattern: Pattern
+    grid: tuple[int, int, int]
     num_heads: int
     mlp_dim: int
     dropout_rate: float
@@ -93,10 +108,12 @@ class EncoderBlock(nn.Module):
         """Returns the tokens and, if `capture`, this block's attention weights by axis."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         # Scenic's names: a block with one attention numbers its parts, one with several names them.
-        several = len(self.attends) > 1
+        several = len(self.pattern.attends) > 1
+        num_cls = x.shape[1] - math.prod(self.grid)
         weights: dict[str, Array] = {}
-        for over in self.attends:
+        for over in self.pattern.attends:
             suffix = over if several else '0'
+            apart = 0 if over in self.pattern.cls else num_cls  # cls tokens that take no part
             attention = MultiHeadAttention(
                 num_heads=self.num_heads,
                 over=over,
@@ -105,8 +122,14 @@ class EncoderBlock(nn.Module):
                 dtype=self.dtype,
                 name=f'MultiHeadDotProductAttention_{suffix}',
             )
-            branch, captured = attention(norm(name=f'LayerNorm_{suffix}')(x), train=train, capture=capture)
+            normed = norm(name=f'LayerNorm_{suffix}')(x[:, apart:])
+            branch, captured = attention(normed, train=train, capture=capture)
             branch = nn.Dropout(self.dropout_rate)(branch, deterministic=not train)
+            if over in self.pattern.projected:
+                project = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+                branch = project(x.shape[-1], name=f'projection_{over}')(branch)
+            if apart:
+                branch = jnp.pad(branch, ((0, 0), (apart, 0), (0, 0)))
             x = x + DropPath(self.drop_path_rate)(branch, train=train)
             weights |= captured
         mlp = MlpBlock(
@@ -155,7 +178,7 @@ class Encoder(nn.Module):
         weights = []
         for layer in range(self.num_layers):
             block = self.make_block(
-                grid=(self.grid[0], self.grid[1] * self.grid[2]),
+                grid=self.grid,
                 drop_path_rate=self.drop_path_rate * (layer + 1) / self.num_layers,
                 name=f'encoderblock_{layer}',
             )

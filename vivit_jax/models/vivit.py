@@ -1,4 +1,4 @@
-"""ViViT: the four ways to factorise space-time attention (Arnab et al., ICCV 2021, section 3.3)."""
+"""ViViT and its family: ways to factorise space-time attention (Arnab et al., ICCV 2021, section 3.3)."""
 
 import functools
 from typing import Any
@@ -10,9 +10,8 @@ from jaxtyping import Array, Float
 
 from vivit_jax.models import embed
 from vivit_jax.models.encoder import ACTIVATIONS, Encoder, EncoderBlock
+from vivit_jax.models.patterns import ATTENTION_ORDERS, ATTENTIONS, PATTERNS, pattern_of
 
-ATTENTIONS = ('spatio_temporal', 'factorised_encoder', 'factorised_self_attention', 'factorised_dot_product')
-ATTENTION_ORDERS = ('space_time', 'time_space')
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'first_token')
 EMBEDDINGS = ('tubelet', 'uniform_frame_sampling')
 DTYPES = ('float32', 'bfloat16')
@@ -39,11 +38,12 @@ class ViViT(nn.Module):
     Attributes:
         num_classes: Classes of all heads together; 0 leaves the head out.
         attention: Which of the paper's models: 'spatio_temporal' (1), 'factorised_encoder' (2),
-            'factorised_self_attention' (3), 'factorised_dot_product' (4).
+            'factorised_self_attention' (3), 'factorised_dot_product' (4); TimeSformer's 'divided',
+            'space_only', 'axial', 'local_global'. `patterns.PATTERNS` tells what each attends over.
         num_layers: Encoder blocks; in the factorised encoder those of the spatial encoder.
         num_heads: Attention heads.
         width: Size d of a token.
-        mlp_dim: Hidden size of the MLPs.
+        mlp_dim: Hidden size of the MLPs, after the gate of 'geglu'.
         temporal_layers: Blocks of the factorised encoder's temporal encoder; 0 averages the frames
             instead (the paper's baseline, table 1). The other models have no use for it.
         attention_order: Which comes first in factorised self-attention, 'space_time' or 'time_space'.
@@ -52,15 +52,15 @@ class ViViT(nn.Module):
         sampled_frames: Frames that uniform frame sampling keeps; 0 keeps all.
         kernel_init: How a fresh tubelet kernel starts: 'central_frame', 'average' or 'random'.
         remainder: 'error' where tubelets do not divide the clip, or 'crop'.
-        classifier: What of the encoded tokens is classified: 'token' (a cls token; Models 1 and 2), their
-            mean 'gap', maximum 'gmp', sum 'gsp', or the 'first_token' (Scenic's '0').
-        position_embedding: 'learned', 'sinusoidal_1d', 'sinusoidal_2d' (the same at every time), 'sinusoidal_3d' or
-            'none'.
+        classifier: What of the encoded tokens is classified: 'token' (a cls token; Models 1 and 2,
+            'divided'), their mean 'gap', maximum 'gmp', sum 'gsp', or the 'first_token' (Scenic's '0').
+        position_embedding: 'learned', 'learned_space_time' (TimeSformer's), 'sinusoidal_1d',
+            'sinusoidal_2d' (the same at every time), 'sinusoidal_3d' or 'none'.
         representation_size: Width of a tanh layer before the head; 0 leaves it out.
         dropout_rate: Dropout of tokens, attention output and MLP.
         attention_dropout_rate: Dropout of the attention weights.
         drop_path_rate: Stochastic depth of the last block, rising linearly from the first.
-        activation: The MLPs', 'gelu_tanh' or 'gelu_exact'.
+        activation: The MLPs', 'gelu_tanh', 'gelu_exact', or 'geglu', gated by a GELU (tanh).
         norm_epsilon: LayerNorm's epsilon.
         final_norm: Whether encoders end with a LayerNorm.
         dtype: Compute dtype, 'float32' or 'bfloat16'; parameters, statistics and logits are float32.
@@ -129,7 +129,7 @@ class ViViT(nn.Module):
         else:
             grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
             flat = rearrange(tokens, 'b nt nh nw d -> b (nt nh nw) d')
-            encoded, weights = encode(flat, self._attends(), grid, self.num_layers, '', 'Transformer')
+            encoded, weights = encode(flat, grid, self.num_layers, '', 'Transformer')
             attention = {'Transformer': weights}
         out['encoded'] = encoded
         if capture_attention:
@@ -146,15 +146,9 @@ class ViViT(nn.Module):
             x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='output_projection')(x)
         return x, out
 
-    def _attends(self) -> tuple[str, ...]:
-        if self.attention == 'factorised_self_attention':
-            return tuple(self.attention_order.split('_'))
-        return ('time_and_space',) if self.attention == 'factorised_dot_product' else ('all',)
-
     def _encode(
         self,
         x: Tokens,
-        attends: tuple[str, ...],
         grid: tuple[int, int, int],
         num_layers: int,
         cls_suffix: str,
@@ -172,7 +166,7 @@ class ViViT(nn.Module):
         dtype = jnp.dtype(self.dtype)
         make_block = functools.partial(
             EncoderBlock,
-            attends=attends,
+            pattern=pattern_of(self.attention, self.attention_order),
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             dropout_rate=self.dropout_rate,
@@ -203,14 +197,14 @@ class ViViT(nn.Module):
         batch, nt, nh, nw, _ = tokens.shape
         frames = rearrange(tokens, 'b nt nh nw d -> (b nt) (nh nw) d')
         name = 'SpatialTransformer'
-        x, weights = encode(frames, ('all',), (1, nh, nw), self.num_layers, f'_{name}', name)
+        x, weights = encode(frames, (1, nh, nw), self.num_layers, f'_{name}', name)
         out['spatial'] = rearrange(x, '(b nt) n d -> b nt n d', b=batch)
         per_frame = [{'space': rearrange(w['all'], '(b t) h q k -> b t h q k', t=nt)} for w in weights if w]
         attention = {name: per_frame}
         x = rearrange(pool(x, self.classifier), '(b nt) d -> b nt d', b=batch)
         if self.temporal_layers:
             name = 'TemporalTransformer'
-            x, weights = encode(x, ('all',), (nt, 1, 1), self.temporal_layers, f'_{name}', name)
+            x, weights = encode(x, (nt, 1, 1), self.temporal_layers, f'_{name}', name)
             attention[name] = [{'time': w['all']} for w in weights if w]
         return x, attention
 
@@ -277,7 +271,7 @@ def _check_combinations(vivit: ViViT) -> None:
             f'model.num_heads={vivit.num_heads} is odd: factorised_dot_product needs an even number, half of '
             'them for time and half for space'
         )
-    if vivit.classifier == 'token' and vivit.attention not in ('spatio_temporal', 'factorised_encoder'):
+    if vivit.classifier == 'token' and not PATTERNS[vivit.attention].cls:
         raise ValueError(
             f"model.classifier='token': {vivit.attention} has no cls token, since it is neither in space nor "
             f'in time; choose one of {", ".join(CLASSIFIERS[1:])}'
