@@ -1,14 +1,19 @@
 """Files of arrays: told by content, read without executing anything, and what is said of files that are none."""
 
+import json
 import pathlib
 import pickle
+import shutil
+import subprocess
+import sys
 import zipfile
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from vivit_jax import formats
 from vivit_jax.formats import containers
@@ -116,8 +121,11 @@ def test_pickled_objects_of_pytorch_are_refused_not_executed(tmp_path):
     torch.save({'weight': torch.ones(2), 'trap': Trap(tmp_path / 'mark')}, tmp_path / 'trap.pth')
     (tmp_path / 'old.pth').write_bytes(pickle.dumps(Trap(tmp_path / 'mark')))
     for name in ('trap.pth', 'old.pth'):
-        with pytest.raises(ValueError, match='seems to be a file of PyTorch, but'):
+        with pytest.raises(
+            ValueError, match=r'holds Python objects besides arrays.*, which are not executed'
+        ) as error:
             containers.read(tmp_path / name)
+        assert '\n' not in str(error.value)
     assert not (tmp_path / 'mark').exists()
 
 
@@ -162,3 +170,67 @@ def test_json_beside_the_weights(tmp_path):
         (tmp_path / 'config.json').write_text(content)
         with pytest.raises(ValueError, match=message):
             containers.read_json(tmp_path / 'config.json')
+
+
+HUGGING_FACE = pathlib.Path(__file__).parent / 'golden' / 'formats' / 'hf_vivit_cls'
+
+
+def split_over_two_files(folder):
+    arrays = load_file(HUGGING_FACE / 'model.safetensors')
+    where = {}
+    for number, names in enumerate((list(arrays)[::2], list(arrays)[1::2]), start=1):
+        part = f'model-0000{number}-of-00002.safetensors'
+        save_file({name: arrays[name] for name in names}, folder / part)
+        where |= dict.fromkeys(names, part)
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
+    (folder / 'config.json').write_text((HUGGING_FACE / 'config.json').read_text())
+    return folder
+
+
+def test_weights_in_several_files_are_read_as_one(tmp_path):
+    weights, whole = formats.load(split_over_two_files(tmp_path)), formats.load(HUGGING_FACE)
+    jax.tree.map(np.testing.assert_array_equal, weights.params, whole.params)
+    (tmp_path / 'model-00002-of-00002.safetensors').unlink()
+    with pytest.raises(ValueError, match=r'model-00002-of-00002.safetensors: does not exist'):
+        formats.load(tmp_path)
+    (tmp_path / 'model.safetensors.index.json').write_text('{}')
+    with pytest.raises(ValueError, match=r'index.json: tells no parts \(weight_map\)'):
+        formats.load(tmp_path)
+
+
+def test_recorded_arrays_beside_a_model_are_no_second_one(tmp_path):
+    vit = pathlib.Path(__file__).parent / 'golden' / 'formats' / 'vit_npz_gap'
+    for name in ('ckpt.npz', 'io.npz'):
+        (tmp_path / name).write_bytes((vit / name).read_bytes())
+    assert formats.load(tmp_path).path == str(tmp_path / 'ckpt.npz')
+
+
+def test_broken_numbers_are_told(tmp_path):
+    vit = pathlib.Path(__file__).parent / 'golden' / 'formats' / 'vit_npz_gap' / 'ckpt.npz'
+    arrays = dict(np.load(vit))
+    arrays['head/bias'] = arrays['head/bias'] * np.nan
+    np.savez(tmp_path / 'nan.npz', **arrays)
+    with pytest.raises(ValueError, match=r'1 parameters hold NaN or infinity \(output_projection/bias\)'):
+        formats.load(tmp_path / 'nan.npz')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'layer_norm_eps': None}, {'hidden_act': ['gelu']}, {'layer_norm_eps': 'x'}, {'id2label': {'a': 'b'}}],
+)
+def test_settings_beside_the_weights_that_make_no_sense_end_in_one_line(tmp_path, change):
+    shutil.copytree(HUGGING_FACE, tmp_path / 'model')
+    settings = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    (tmp_path / 'model' / 'config.json').write_text(json.dumps(settings | change))
+    if 'id2label' in change:  # not as many as classes: numbered
+        assert formats.load(tmp_path / 'model').class_names == ()
+        return
+    with pytest.raises(ValueError, match=r'model.safetensors: ') as error:
+        formats.load(tmp_path / 'model')
+    assert '\n' not in str(error.value)
+
+
+def test_modules_are_found_without_being_imported_first():
+    code = 'import vivit_jax; vivit_jax.formats.load; vivit_jax.pretrained.initialise; vivit_jax.nothing'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert "vivit_jax has no 'nothing'" in result.stderr

@@ -1,5 +1,6 @@
 """Trained weights into models: Scenic's recorded initialisations, and what must hold by construction."""
 
+import dataclasses
 import json
 import math
 import re
@@ -410,3 +411,56 @@ def test_the_account_names_every_array_once_and_in_few_lines(random_params):
         'arrays': {'file/embedding/kernel': [1, 4, 4, 3, 16]},
         'note': 'central_frame',
     }
+
+
+def test_sampled_frames_of_scenics_are_not_taken_for_an_image(random_params):
+    """Four frames of 4 x 4 patches are as many tokens as an image of 8 x 8: in the same model they are frames."""
+    settings = TINY | {
+        'attention': 'spatio_temporal',
+        'embedding': 'uniform_frame_sampling',
+        'tubelet': (1, 4, 4),
+        'sampled_frames': 4,
+    }
+    _, trained = video_model(random_params, **settings)
+    as_read = TINY | {'attention': 'spatio_temporal', 'tubelet': (1, 4, 4), 'classifier': 'gap'}
+    weights = weights_of(flat(trained), as_read, (1, 8, 8))
+    _, params = video_model(random_params, **settings)
+    found, account = pretrained.initialise(jax.tree.map(np.zeros_like, params), weights, grid=(4, 4, 4))
+    assert {change.action for change in account.changes.values()} == {'copied'}
+    jax.tree.map(np.testing.assert_array_equal, found, trained)
+    # Into another model it is what it looks like.
+    _, tubelets = video_model(random_params, attention='spatio_temporal')
+    _, account = pretrained.initialise(tubelets, weights, grid=(4, 4, 4))
+    assert account.changes['Transformer/posembed_input/pos_embedding'].action == 'resized and repeated'
+    # A number of tokens that is no square is of frames, in Scenic's files.
+    assert not weights_of(flat(trained), as_read, None).is_image
+
+
+@pytest.mark.parametrize('attention', ['spatio_temporal', 'factorised_self_attention', 'factorised_encoder'])
+def test_an_image_whose_grid_no_one_tells_goes_into_frames_of_as_many_patches(random_params, attention):
+    _, weights = image_vit(random_params, size=(20, 28))
+    unknown = dataclasses.replace(weights, grid=None, kind='vit_npz')
+    _, params = video_model(random_params, clip=(4, 20, 28, 3), attention=attention)
+    found, account = pretrained.initialise(params, unknown, grid=(2, 5, 7))
+    expected, _ = pretrained.initialise(params, weights, grid=(2, 5, 7))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert account.summary()
+    _, other = video_model(random_params, clip=(4, 20, 20, 3), attention=attention)
+    with pytest.raises(ValueError, match=r'has positions for 35 tokens, .* take frames of as many patches$'):
+        pretrained.initialise(other, unknown, grid=(2, 5, 5))
+
+
+def test_a_grid_that_is_not_the_models_is_told(random_params):
+    _, weights = image_vit(random_params)
+    _, params = video_model(random_params, attention='spatio_temporal', classifier='token')
+    with pytest.raises(ValueError, match=r'grid=\(5, 4, 4\): the model has 65 positions at Transformer/pos'):
+        pretrained.initialise(params, weights, grid=(5, 4, 4))
+
+
+def test_a_video_model_without_a_temporal_encoder_says_so(random_params):
+    settings = TINY | {'tubelet': (2, 4, 4), 'attention': 'factorised_encoder', 'temporal_layers': 0}
+    _, trained = video_model(random_params, **settings)
+    _, params = video_model(random_params, **{**settings, 'temporal_layers': 1})
+    _, account = pretrained.initialise(params, weights_of(flat(trained), settings, (4, 4, 4)))
+    temporal = [c.note for name, c in account.changes.items() if name.startswith('TemporalTransformer')]
+    assert set(temporal) == {'the file has no temporal encoder'}

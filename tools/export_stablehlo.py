@@ -22,6 +22,7 @@ from typing import Any
 
 from vivit_jax import checkpoint, export, formats
 from vivit_jax.config import default_config
+from vivit_jax.formats.account import as_is
 from vivit_jax.models.vivit import ViViT, create_model
 
 TOLERANCE = 1e-4
@@ -92,7 +93,7 @@ def read(
         params, names, source = weights.params, weights.class_names, weights.path
         model = create_model(weights.num_classes, **weights.model)
         settings, guess = assumed(weights)
-        notes += [*weights.notes, guess]
+        notes += [*weights.notes, as_is(weights).summary(), guess]
     data, views = settings['data'], settings['evaluation']
     # Without a head it gives features, whatever the file says of classes.
     classes = (tuple(names) or tuple(map(str, range(model.num_classes)))) if model.num_classes else ()

@@ -1,5 +1,6 @@
 """Starting a ViViT from trained weights: of an image ViT (paper, section 3.4), or of another video model."""
 
+import dataclasses
 import fnmatch
 import math
 import re
@@ -24,6 +25,12 @@ HEAD = ('output_projection', 'pre_logits')
 # What belongs to one attention of a block, and which: of blocks with several they are named by what they look over.
 BLOCK_PART = re.compile(r'/(LayerNorm|MultiHeadDotProductAttention|projection)_([a-z]+)/')
 Grid = tuple[int, int, int]
+
+
+NEVER_LEARNS = (
+    "temporal_attention='zero': no kernel of the temporal attention will ever receive a gradient, since each one's "
+    "is a product with another that is zero; 'zero_output' starts equally and learns"
+)
 
 
 def initialise(
@@ -80,13 +87,11 @@ def initialise(
             )
     check_sizes(target, source, weights)
     start = _Start(target, source, weights, grid, kernel, temporal_attention, tuple(fresh))
+    filled, account = start.run()
     if temporal_attention == 'zero' and start.new_attentions:
-        warnings.warn(
-            "temporal_attention='zero': no kernel of the temporal attention will ever receive a gradient, since each "
-            "one's is a product with another that is zero; 'zero_output' starts equally and learns",
-            stacklevel=2,
-        )
-    return start.run()
+        warnings.warn(NEVER_LEARNS, stacklevel=2)
+        account = dataclasses.replace(account, notes=(*account.notes, NEVER_LEARNS))
+    return filled, account
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -116,13 +121,25 @@ class _Start:
         (self.kind, pattern), (self.from_kind, _) = pattern_by_name(target), pattern_by_name(source)
         # An image's attention is the one over space, or else the last of a block.
         space = 'space' if 'space' in pattern.attends else pattern.attends[-1]
-        self.new_attentions = set(pattern.attends) - {space} if weights.is_image else set()
         self.projected = pattern.projected
         self.grid = grid or self._grid()
+        self.is_image = weights.is_image and not self._is_the_same_video_model()
+        self.from_grid = weights.grid if self.is_image == weights.is_image else self.grid
+        self.new_attentions = set(pattern.attends) - {space} if self.is_image else set()
         self.params: dict[str, np.ndarray] = {}
         self.changes: dict[str, Change] = {}
         self.used: set[str] = set()
         self.reasons: dict[str, str] = {}
+
+    def _is_the_same_video_model(self) -> bool:
+        """Whether what looks like an image ViT of Scenic's has a position for every token of this model's frames.
+
+        Its files do not tell frames that were sampled from the rows of a larger image.
+        """
+        sampled = self.target['embedding/kernel'].ndim == 4 and self.grid is not None and self.grid[0] > 1
+        name = f'Transformer/{POSITIONS}'
+        same = [tree[name].shape[1] - ('cls' in tree) for tree in (self.target, self.source) if name in tree]
+        return self.weights.kind == 'scenic' and sampled and len(same) == 2 and same[0] == same[1]
 
     def run(self) -> tuple[dict[str, Any], Account]:
         """Does it."""
@@ -216,7 +233,7 @@ class _Start:
     def _head(self, name: str) -> None:
         if name not in self.source:
             self._keep(name, 'the file has none')
-        elif name.startswith('output_projection') and self.weights.is_image:
+        elif name.startswith('output_projection') and self.is_image:
             self._keep(name, "the image model's classes are not the videos'", name, 'of the image classes')
         elif self._head_fits():
             self._put(name, self.source[name], 'copied', name)
@@ -234,7 +251,7 @@ class _Start:
         return all(
             name in self.source and self.source[name].shape == array.shape
             for name, array in self.target.items()
-            if name.split('/')[0] in HEAD and not (self.weights.is_image and name.startswith('output'))
+            if name.split('/')[0] in HEAD and not (self.is_image and name.startswith('output'))
         )
 
     def _new_attention(self, name: str, part: str, over: str) -> None:
@@ -268,13 +285,16 @@ class _Start:
         origin = self._source_of(name)
         array = self.target[name][0]
         slot = array.shape[0] - math.prod(wanted)
+        if slot != int(self._cls_of(name) in self.target):
+            raise ValueError(
+                f'grid={self.grid}: the model has {array.shape[0]} positions at {name}, not those of {wanted} tokens'
+            )
         if origin not in self.source:
-            self._computed_positions(name, wanted, slot)
+            self._computed_positions(name, encoder, wanted, slot)
             return
         values = self.source[origin][0]
-        cls = {'Transformer': 'cls'}.get(origin.split('/')[0], f'cls_{origin.split("/")[0]}')
-        from_slot = int(cls in self.source)
-        still = self.weights.is_image or from_times in self.source  # the same at every time
+        from_slot = int(self._cls_of(origin) in self.source)
+        still = self.is_image or from_times in self.source  # the same at every time
         if apart and not still:
             raise ValueError(
                 f'{self.weights.path}: has a position for each place and time, which are not the tables of places '
@@ -298,6 +318,11 @@ class _Start:
         action = ' and '.join(actions) or 'copied'
         self._put(name, values[None], action, origin, ', '.join(notes), more)
 
+    def _cls_of(self, name: str) -> str:
+        """Returns the cls token of the encoder that positions belong to."""
+        encoder = name.split('/')[0]
+        return 'cls' if encoder == 'Transformer' else f'cls_{encoder}'
+
     def _times(self, name: str) -> None:
         """Fills the table of times that stands beside one of places."""
         origin, frames = self._source_of(name), self.target[name].shape[1]
@@ -306,13 +331,14 @@ class _Start:
             action = 'copied' if len(values) == frames else 'resized'
             self._put(name, resize(values, (frames,))[None], action, origin)
         else:
-            image = self.weights.is_image
+            image = self.is_image
             self._keep(name, 'an image model has no time' if image else 'the file has no learned positions')
 
-    def _computed_positions(self, name: str, wanted: Grid, slot: int) -> None:
+    def _computed_positions(self, name: str, encoder: str, wanted: Grid, slot: int) -> None:
         """Fills learned positions from weights whose positions are a formula."""
         if self.weights.model['position_embedding'] != 'sinusoidal_2d':
-            self._keep(name, 'the file has no learned positions')
+            time = encoder == 'TemporalTransformer'
+            self._keep(name, self._why_fresh(name) if time else 'the file has no learned positions')
             return
         table = embed.sinusoidal_2d(wanted, self.target[name].shape[-1])
         self.params[name] = np.pad(table, ((slot, 0), (0, 0)))[None].astype(self.target[name].dtype)
@@ -322,15 +348,19 @@ class _Start:
         self, values: np.ndarray, encoder: str, wanted: Grid, *, still: bool
     ) -> tuple[np.ndarray, list[str]]:
         """Brings positions `[n d]` to a grid: interpolated over space, over time interpolated or repeated."""
-        if self.weights.grid is None:
+        from_grid = self.from_grid
+        if from_grid is None and still and len(values) == wanted[1] * wanted[2]:
+            from_grid = (1, *wanted[1:])
+        if from_grid is None:
             if len(values) == math.prod(wanted):
                 return values, []
+            scenic = ', or convert it with its configuration first (tools/convert_scenic.py)'
             raise ValueError(
-                f'{self.weights.path}: has positions for {len(values)} tokens and the model {math.prod(wanted)}; the '
-                "file's grid of tokens cannot be told from it: convert it with its configuration first "
-                '(tools/convert_scenic.py), or take clips of the same size'
+                f"{self.weights.path}: has positions for {len(values)} tokens, and the model's grid is {wanted}; how "
+                f'those of the file lie cannot be told: take frames of as many patches'
+                f'{scenic if self.weights.kind == "scenic" else ""}'
             )
-        there = _part(self.weights.grid, encoder)
+        there = _part(from_grid, encoder)
         if still:
             there = (1, *there[1:])
         values = values.reshape(*there, -1)
@@ -377,7 +407,7 @@ class _Start:
 
     def _why_fresh(self, name: str) -> str:
         if name.startswith(('TemporalTransformer/', 'cls_TemporalTransformer')):
-            return 'an image model has no time'
+            return 'an image model has no time' if self.is_image else 'the file has no temporal encoder'
         if name.startswith('cls'):
             return 'the file has no cls token'
         if '/encoder_norm/' in name:

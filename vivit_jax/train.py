@@ -224,7 +224,7 @@ class Run:
         params = sharding.from_host(params, self.placement.params)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
         self.started = init_from.describe(self.account, self.config, self.factors)
-        return state.replace(params=params, ema=ema)  # type: ignore[attr-defined]
+        return state.replace(params=params, ema=ema)
 
     def save(
         self, checkpoints: Checkpoints, state: TrainState, step: int, metrics: dict[str, float] | None = None

@@ -22,6 +22,9 @@ __all__ = ['KINDS', 'Weights', 'load']
 
 Convert = Callable[[Conversion, dict[str, Any], int | None], Weights]
 
+# Ends the name of the file that tells in which of several parts an array is.
+INDEX = '.index.json'
+
 # What reads each kind.
 CONVERTERS: dict[str, Convert] = {
     'vivit_jax': vivit_torch.convert,
@@ -75,7 +78,7 @@ def load(
             Conversion(str(path), 'scenic', scenic.read_orbax(path), allow_unused), {}, num_heads
         )
     file = find_file(path)
-    sort, arrays = containers.read(file)
+    sort, arrays = containers.read_parts(file) if file.name.endswith(INDEX) else containers.read(file)
     sidecar = containers.read_json(file.parent / 'config.json')
     found = recognise(arrays, sidecar, sort)
     if found is None:
@@ -85,7 +88,18 @@ def load(
             f'{", ".join(KINDS)}'
         )
     _insist(kind, found, file)
-    return CONVERTERS[found](Conversion(str(file), found, arrays, allow_unused), sidecar, num_heads)
+    try:
+        return CONVERTERS[found](Conversion(str(file), found, arrays, allow_unused), sidecar, num_heads)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        # Not the shapes or settings of such a file at all.
+        words = ' '.join(f'{type(error).__name__}: {error}'.split())[:120]
+        raise ValueError(
+            f'{file}: cannot be read as {found}: its arrays or its config.json are not as such files are ({words})'
+        ) from error
+    except ValueError as error:
+        if str(file) in str(error) or 'allow_unused' in str(error):
+            raise
+        raise ValueError(f'{file}: {error}') from error
 
 
 def _insist(wanted: str, found: str, path: pathlib.Path) -> None:
@@ -101,19 +115,32 @@ def find_file(path: pathlib.Path) -> pathlib.Path:
     """
     if path.is_file():
         return path
-    for name in ('model.safetensors', 'pytorch_model.bin'):
+    wholes = ('model.safetensors', 'pytorch_model.bin')
+    for name in (*wholes, *(f'{name}{INDEX}' for name in wholes)):
         if (path / name).is_file():
             return path / name
     numbered = [file for file in path.glob('checkpoint*') if file.is_file()]
     if numbered:
         return max(numbered, key=lambda file: int((re.findall(r'\d+', file.name) or ['0'])[-1]))
     files = sorted(file for file in path.iterdir() if file.suffix in containers.SUFFIXES)
+    if len(files) > 1:
+        # Recorded inputs or pictures beside a model are no second one; npz tell their names without being read.
+        models = [file for file in files if file.suffix == '.npz' and _is_model(file)]
+        files = models if len(models) == 1 else files
     if len(files) == 1:
         return files[0]
     there = ', '.join(file.name for file in files or sorted(path.iterdir())) or 'nothing'
     raise ValueError(
         f'{path}: holds {"several files" if files else "no file"} of weights ({there}): name one'
     )
+
+
+def _is_model(file: pathlib.Path) -> bool:
+    try:
+        sort, arrays = containers.read(file)
+    except ValueError:
+        return False
+    return recognise(arrays, {}, sort) is not None
 
 
 def recognise(arrays: containers.Arrays, sidecar: dict[str, Any], sort: str) -> str | None:

@@ -48,6 +48,24 @@ def read(path: pathlib.Path) -> tuple[str, Arrays]:
         raise ValueError(f'{path}: seems to be {NAMES[sort]}, but truncated or damaged ({words})') from error
 
 
+def read_parts(index: pathlib.Path) -> tuple[str, Arrays]:
+    """Reads arrays that Hugging Face split over several files, as `model.safetensors.index.json` tells.
+
+    Raises:
+        ValueError: If the index or a part is missing or damaged.
+    """
+    parts = read_json(index).get('weight_map')
+    if not isinstance(parts, dict) or not parts:
+        raise ValueError(f'{index}: tells no parts (weight_map)')
+    sort, arrays = '', dict[str, Any]()
+    for part in sorted(set(parts.values())):
+        sort, read_now = read(index.parent / part)
+        arrays |= dict(read_now)
+    if lost := [name for name in parts if name not in arrays]:
+        raise ValueError(f'{index}: {len(lost)} of its arrays are in no part, as {lost[0]}')
+    return sort, arrays
+
+
 NAMES = {
     'npz': 'an npz file of NumPy',
     'safetensors': 'a safetensors file',
@@ -134,8 +152,8 @@ def _torch(path: pathlib.Path) -> Arrays:
             # Arrays and plain containers only: anything else in the pickle is refused, not executed.
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r'GLOBAL (\S+)|(?:class|type) (\S+)', str(error))
-        what = f' ({named[1] or named[2]})' if named else ''
+        told = re.search(r'GLOBAL (\S+)|(?:class|type) (\S+)', str(error))
+        what = f' ({told[1] or told[2]})' if told else ''
         raise ValueError(
             f'{path}: holds Python objects besides arrays{what}, which are not executed: save its state dict alone, '
             'or as safetensors'

@@ -21,6 +21,18 @@ PROJECTION = 'embeddings.patch_embeddings.projection.weight'
 DEFAULTS = {'image_size': 224, 'num_frames': 32, 'num_attention_heads': 12}
 
 
+def inner_names(conversion: Conversion, model: str) -> dict[str, str]:
+    """Returns the names in the file by those without what is before them, as `vit.` or `module.vit.`.
+
+    Args:
+        conversion: The file's arrays.
+        model: What the format itself puts before all but the head, as 'vit'.
+    """
+    whole = next(name for name in conversion.names() if name.endswith(PROJECTION))
+    outer = whole.removesuffix(PROJECTION).removesuffix(f'{model}.')
+    return {name.removeprefix(outer).removeprefix(f'{model}.'): name for name in conversion.names()}
+
+
 @dataclasses.dataclass(frozen=True)
 class File:
     """A file while it is read.
@@ -82,7 +94,7 @@ class File:
     def activation(self, default: str) -> str:
         """Returns the activation in our words."""
         name = self.sidecar.get('hidden_act', default)
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise self.error(f'hidden_act={name!r} of config.json: known are {", ".join(ACTIVATIONS)}')
         return ACTIVATIONS[name]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.formats.containers import read_json, write_json, write_safetensors
-from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, labels
+from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, inner_names, labels
 from vivit_jax.formats.torch_names import IMAGE, classic, pairs
 from vivit_jax.formats.weights import Conversion, Weights, flat
 from vivit_jax.models.vivit import ViViT, create_model
@@ -78,7 +78,8 @@ def convert_vivit(conversion: Conversion, sidecar: dict[str, Any], num_heads: in
 
 
 def _open(conversion: Conversion, sidecar: dict[str, Any], model_type: str) -> File:
-    file = File(conversion, {classic(name): name for name in conversion.names()}, sidecar)
+    names = {classic(inner): name for inner, name in inner_names(conversion, model_type).items()}
+    file = File(conversion, names, sidecar)
     file.check_type(model_type)
     return file
 

@@ -4,6 +4,8 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from vivit_jax import config as config_module
 from vivit_jax.config import ConfigDict
 
@@ -73,7 +75,13 @@ class Fields:
     """A configuration's fields by their dotted names; each is taken once, and what is left was not understood."""
 
     def __init__(self, scenic_config: Mapping[str, Any] | ConfigDict):
-        self._values = config_module.flatten(scenic_config)
+        if not isinstance(scenic_config, Mapping | ConfigDict):
+            raise ValueError(
+                f"{scenic_config!r} is no configuration of Scenic's: it must be a dict or a ConfigDict"
+            )
+        values = config_module.flatten(scenic_config)
+        # Numbers that were computed may be NumPy's.
+        self._values = {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}
         self._unknown: list[str] = []
         self.remarks: list[str] = []
 

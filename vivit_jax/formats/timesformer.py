@@ -14,7 +14,7 @@ import numpy as np
 
 from vivit_jax.formats import timm
 from vivit_jax.formats.containers import write_json, write_safetensors
-from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, labels
+from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, inner_names, labels
 from vivit_jax.formats.torch_names import IMAGE, Pair, pairs
 from vivit_jax.formats.weights import Conversion, Weights, flat
 from vivit_jax.models.vivit import ViViT, create_model
@@ -67,8 +67,7 @@ def convert_hugging_face(conversion: Conversion, sidecar: dict[str, Any], num_he
     Raises:
         ValueError: One line: what is missing, contradicts the arrays, or is of no model here.
     """
-    names = {name.removeprefix('timesformer.'): name for name in conversion.names()}
-    file = File(conversion, names, sidecar)
+    file = File(conversion, inner_names(conversion, 'timesformer'), sidecar)
     file.check_type('timesformer')
     return _convert(file, num_heads)
 

@@ -273,6 +273,10 @@ def _take_positions(
         )
     else:
         conversion.take(name, POSITIONS)
+    if with_cls and not fitting and slot == 0:
+        conversion.notes.append(
+            f'{n} positions are taken for a square of patches without one for cls: a config.json with img_size tells'
+        )
     return told if fitting else square_grid(n - slot)
 
 

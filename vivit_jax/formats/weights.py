@@ -76,7 +76,8 @@ class Weights:
         return (
             self.model['attention'] == 'spatio_temporal'
             and self.model['tubelet'][0] == 1
-            and (self.grid is None or self.grid[0] == 1)
+            # Of Scenic's a number of tokens that is no square is that of several frames.
+            and (self.kind != 'scenic' if self.grid is None else self.grid[0] == 1)
         )
 
 
@@ -194,8 +195,15 @@ class Conversion:
             class_names: See `Weights`.
 
         Raises:
-            ValueError: If the file lacks a parameter, has one of another shape, or has arrays that nobody asked for.
+            ValueError: If the file lacks a parameter, has one of another shape or with NaN, or has arrays that nobody
+                asked for.
         """
+        for pattern in self._allow_unused:
+            if not fnmatch.filter(self._arrays, pattern):
+                raise ValueError(
+                    f'allow_unused={pattern!r} matches none of the arrays of {self.path}; names are as '
+                    f'{shortened(list(self._arrays))}'
+                )
         for name in self._arrays:
             if name not in self._taken and any(
                 fnmatch.fnmatch(name, pattern) for pattern in self._allow_unused
@@ -208,6 +216,11 @@ class Conversion:
                 f'allow them by name where they may be left out, as allow_unused={unexplained[0]!r}'
             )
         self._check_shapes(model, num_classes, grid)
+        if broken := [name for name, array in self._params.items() if not np.isfinite(array).all()]:
+            raise ValueError(
+                f'{self.path}: {len(broken)} parameters hold NaN or infinity ({shortened(broken)}): the model that '
+                'they were saved from had broken down'
+            )
         return Weights(
             params=nested(self._params),
             model=dict(model),
