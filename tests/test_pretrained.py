@@ -402,7 +402,7 @@ def test_the_account_names_every_array_once_and_in_few_lines(random_params):
     text = '\n'.join(account.lines())
     assert text.splitlines()[-1] == account.summary()
     assert 'SpatialTransformer/encoderblock_*/MlpBlock_0/Dense_0/kernel' in text
-    assert '2 x from file/Transformer/encoderblock_*/MlpBlock_0/Dense_0/kernel' in text
+    assert '2 x file/Transformer/encoderblock_*/MlpBlock_0/Dense_0/kernel' in text
     assert 'inflated' in text
     assert len(text.splitlines()) < 70
     assert json.loads(json.dumps(account.to_json()))['parameters']['embedding/kernel'] == {

@@ -15,7 +15,7 @@ from vivit_jax.data.record import Source
 from vivit_jax.formats.weights import KINDS
 from vivit_jax.learning_rates import TRAIN, learning_rate_factors, scale_updates
 from vivit_jax.losses import LOSSES
-from vivit_jax.models.embed import token_grid
+from vivit_jax.models.cost import multiply_adds
 from vivit_jax.models.vivit import ViViT, create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 from vivit_jax.pretrained import KERNELS, TEMPORAL_ATTENTIONS
@@ -83,8 +83,8 @@ def check(config: ConfigDict) -> None:
             f'training.batch_size={config.training.batch_size} cannot be split evenly over {devices} devices'
         )
     if config.data.num_classes:
-        model = make_model(config)
-        token_grid(clip_shape(config)[:3], model.tubelet, model.remainder)
+        # Counting goes through tubelets and patterns, and says where they do not fit the clip.
+        multiply_adds(make_model(config), clip_shape(config))
 
 
 def make_source(config: ConfigDict, split: str) -> Source:

@@ -81,7 +81,7 @@ class Account:
                 for array, shape in change.arrays.items()
             )
             note = f'({change.note})' if change.note else ''
-            source = ' '.join(filter(None, (f'from {arrays}' if arrays else '', note)))
+            source = ' '.join(filter(None, (arrays, note)))
             rows[_alike(change.action, name, _size(change.shape), source)] += 1
         roots = collections.Counter((_root(name), left.reason) for name, left in self.unused.items())
         for name, left in self.unused.items():
