@@ -1,4 +1,4 @@
-"""TimeSformer, divided space-time attention, on Kinetics-400 (Bertasius et al., ICML 2021).
+r"""TimeSformer, divided space-time attention, on Kinetics-400 (Bertasius et al., ICML 2021).
 
 Patches of 16 pixels in every frame, ViT-B; momentum SGD with a learning rate of 0.005, a tenth of it after 11 epochs
 and a hundredth after 14 of 15, 8 clips a step, weight decay 1e-4, stochastic depth up to 0.1; one clip from the
@@ -14,12 +14,18 @@ The argument is a variant:
 Expected: the above, when it starts from an image ViT trained on ImageNet-21k (the weights that the authors published
 have 77.9, 79.6 and 80.6 %); from fresh parameters far less. Not measured here.
 Different here: no Nesterov momentum; pixels scaled to [-1, 1] (theirs by mean 0.45 and deviation 0.225); height and
-width jittered independently; stochastic depth drawn once an example and branch, not for every frame and place.
-Hardware and time: 32 V100 GPUs in the authors' repository; not measured here.
+width jittered independently; stochastic depth drawn once an example and branch, not for every frame and place, and
+rising from 0.1 / 12 in the first block, not from 0; a fresh cls token and MLPs start otherwise.
+From an image ViT the attention over time starts as a copy of that over space behind a map of zeros, as theirs does.
+Hardware and time: 8 GPUs in the authors' settings; not measured here.
 121.6 M parameters (HR 122.0 M). GFLOPs are thousand million multiply-adds.
 Data: Kinetics-400 (about 240,000 training videos), as ROOT/train/CLASS/*.mp4 and ROOT/validation/CLASS/*.mp4.
 
-    python -m vivit_jax.main --config=configs/kinetics400_timesformer.py --config.data.root=ROOT
+    python -m vivit_jax.main --config=configs/kinetics400_timesformer.py --config.data.root=ROOT \
+        --config.init_from.path=WEIGHTS
+
+WEIGHTS is a file or folder of an image ViT-B/16. Another attention in place of divided has no cls token, but for
+spatio_temporal and factorised_encoder: add --config.model.classifier=gap.
 """
 
 from vivit_jax.config import default_config
@@ -38,6 +44,7 @@ def get_config(variant=''):
         config.name = f'{config.name}_{variant}'
     frames, stride, pixels, (smallest, largest) = VARIANTS[variant]
     config.model.attention = 'divided'
+    config.init_from.temporal_attention = 'copy'
     config.model.tubelet = (1, 16, 16)
     config.model.position_embedding = 'learned_space_time'
     config.model.activation = 'gelu_exact'

@@ -249,3 +249,19 @@ def test_the_converter_says_how_to_go_on(tmp_path, convert_vit, capsys):
         '--config.model.width is for a model to put the weights into: give --config=FILE'
         in capsys.readouterr().err
     )
+
+
+def test_weights_of_another_model_with_the_same_parameters_say_so(tmp_path):
+    """Models 1 and 4 cannot be told apart by their arrays, but a checkpoint's configuration tells."""
+    first = {'model.attention': 'spatio_temporal', 'model.classifier': 'gap', 'training.steps': '4'}
+    train.train(config_module.load(tiny.DIGITS, SETTINGS | first), tmp_path / 'one')
+    start = first | {'model.attention': 'factorised_dot_product', 'init_from.path': str(tmp_path / 'one')}
+    config = config_module.load(tiny.DIGITS, SETTINGS | start)
+    weights = init_from.read(config)
+    _, account = init_from.initialise(config, weights.params, weights)
+    assert account.notes[-1] == (
+        'the weights are of spatio_temporal, which has the parameters of factorised_dot_product and computes '
+        'something else'
+    )
+    same = config_module.load(tiny.DIGITS, SETTINGS | first | {'init_from.path': str(tmp_path / 'one')})
+    assert not init_from.initialise(same, weights.params, weights)[1].notes

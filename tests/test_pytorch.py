@@ -1,5 +1,6 @@
 """The PyTorch model against ours: outputs, gradients, names, the way back; and the command that writes it."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -366,7 +367,7 @@ def test_the_command_writes_what_fits_and_checks_it(tool, checkpoint, tmp_path, 
     assert scope['model'](torch.zeros(1, *CLIP)).shape == (1, 5)
     # What it wrote itself it replaces.
     assert tool.main([run, f'--output={output}', '--no-check']) == 0
-    assert 'check' not in capsys.readouterr().out
+    assert 'checked' not in capsys.readouterr().out
 
 
 def test_the_command_writes_hugging_faces_format_where_it_fits(tool, checkpoint, tmp_path, capsys):
@@ -388,15 +389,40 @@ def test_the_command_writes_hugging_faces_format_where_it_fits(tool, checkpoint,
 
 def test_the_command_fails_where_the_outputs_differ(tool, checkpoint, tmp_path, capsys, monkeypatch):
     run, _ = checkpoint('factorised_encoder')
-    monkeypatch.setattr(tool, 'vivit_torch_model', lambda folder: lambda video: np.float32(np.nan))
+    monkeypatch.setattr(tool, 'vivit_torch_model', lambda folder, head: lambda video: np.float32(np.nan))
     assert tool.main([run, f'--output={tmp_path / "out"}']) == 1
     assert 'PyTorch computes something else: largest difference nan' in capsys.readouterr().err
     monkeypatch.undo()
     true_model = tool.vivit_torch_model
     monkeypatch.setattr(
-        tool, 'vivit_torch_model', lambda folder: lambda video: true_model(folder)(video) + np.float32(2e-3)
+        tool,
+        'vivit_torch_model',
+        lambda folder, head: lambda video: true_model(folder, head)(video) + np.float32(2e-3),
     )
     assert tool.main([run, f'--output={tmp_path / "out"}']) == 1
+
+
+@pytest.mark.parametrize('form', ['vivit_torch', 'hugging_face'])
+def test_a_head_of_zeros_hides_no_difference(tool, checkpoint, tmp_path, capsys, monkeypatch, form):
+    """An untrained head gives zeros whatever the encoder does: a random one stands in for it."""
+    if form == 'hugging_face':
+        pytest.importorskip('transformers', reason='compares with transformers, which is not installed')
+    run, weights = checkpoint('spatio_temporal')
+    head = jax.tree.map(np.zeros_like, weights.params['output_projection'])
+    params = {**weights.params, 'output_projection': head}
+    fresh = dataclasses.replace(weights, params=params, path=formats.load(run).path)
+    monkeypatch.setattr(tool, 'load', lambda path, num_heads: fresh)
+    command = [run, f'--output={tmp_path / "out"}', f'--format={form}']
+    assert tool.main(command) == 0
+    assert 'of outputs of a random head in place of zeros up to' in capsys.readouterr().out
+    embedding = {**weights.params['embedding'], 'kernel': -weights.params['embedding']['kernel']}
+    damaged = dataclasses.replace(fresh, params={**fresh.params, 'embedding': embedding})
+    true_write = tool.write
+    monkeypatch.setattr(
+        tool, 'write', lambda chosen, folder, _, *rest: true_write(chosen, folder, damaged, *rest)
+    )
+    assert tool.main(command) == 1
+    assert 'PyTorch computes something else' in capsys.readouterr().err
 
 
 def test_without_pytorch_the_command_writes_and_says_that_it_did_not_check(

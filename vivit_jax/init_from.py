@@ -1,5 +1,6 @@
 """Starting a run from trained weights, as `config.init_from` says: which file, and how it goes into the model."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ def initialise(
     """Puts the weights into fresh parameters, see `pretrained.initialise`."""
     model, data, settings = config.model, config.data, config.init_from
     clip = (model.sampled_frames or data.frames, *data.crop)
-    return pretrained.initialise(
+    filled, account = pretrained.initialise(
         params,
         weights,
         grid=token_grid(clip, tuple(model.tubelet), model.remainder),
@@ -78,6 +79,11 @@ def initialise(
         temporal_attention=settings.temporal_attention,
         fresh=patterns(settings.fresh),
     )
+    theirs = weights.model['attention']
+    if weights.is_image or theirs == model.attention:
+        return filled, account
+    note = f'the weights are of {theirs}, which has the parameters of {model.attention} and computes something else'
+    return filled, dataclasses.replace(account, notes=(*account.notes, note))
 
 
 def patterns(text: str) -> tuple[str, ...]:

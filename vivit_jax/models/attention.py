@@ -133,9 +133,9 @@ class MultiHeadAttention(nn.Module):
         for over, heads in self._heads_by_group():
             parts = [_fold(part[:, heads], over, self.grid) for part in (query, key, value)]
             folded, folded_weights = attend(*parts, dropout=dropout, train=train)
-            mixed.append(_unfold(folded, over, self.grid, batch=len(x)))
+            mixed.append(_unfold(folded, over, self.grid))
             if capture:
-                weights[over] = _unfold_batch(folded_weights, over, batch=len(x))
+                weights[over] = _unfold_batch(folded_weights, over, self.grid)
         return HeadMerge(self.dtype, name='out')(jnp.concatenate(mixed, axis=1)), weights
 
     def _heads_by_group(self) -> list[tuple[str, slice]]:
@@ -181,26 +181,29 @@ def _fold(x: Heads, over: str, grid: Grid) -> Folded:
     folded = rearrange(x[:, :, num_cls:], FOLDS[over], **_sizes(over, grid))
     if not num_cls:
         return folded
-    cls = repeat(x[:, :, :num_cls], 'b heads m c -> (b g) heads m c', g=len(folded) // len(x))
+    cls = repeat(x[:, :, :num_cls], 'b heads m c -> (b g) heads m c', g=len(groups(over, grid)))
     return jnp.concatenate([cls, folded], axis=2)
 
 
-def _unfold(x: Folded, over: str, grid: Grid, batch: int) -> Heads:
+def _unfold(x: Folded, over: str, grid: Grid) -> Heads:
     """Undoes `_fold`, with the average of the cls tokens."""
     if over == 'all':
         return x
-    num_cls = x.shape[2] - batch * math.prod(grid) // len(x)
+    num_groups, in_group = groups(over, grid).shape
+    num_cls = x.shape[2] - in_group
     tokens, folded = FOLDS[over].split(' -> ')
     unfolded = rearrange(x[:, :, num_cls:], f'{folded} -> {tokens}', **_sizes(over, grid))
     if not num_cls:
         return unfolded
-    cls = reduce(x[:, :, :num_cls], '(b g) heads m c -> b heads m c', 'mean', b=batch)
+    cls = reduce(x[:, :, :num_cls], '(b g) heads m c -> b heads m c', 'mean', g=num_groups)
     return jnp.concatenate([cls, unfolded], axis=2)
 
 
-def _unfold_batch(weights: Weights, over: str, batch: int) -> Array:
+def _unfold_batch(weights: Weights, over: str, grid: Grid) -> Array:
     """Gives the groups of attention weights their own axis."""
-    return weights if over == 'all' else rearrange(weights, '(b g) heads q k -> b g heads q k', b=batch)
+    if over == 'all':
+        return weights
+    return rearrange(weights, '(b g) heads q k -> b g heads q k', g=len(groups(over, grid)))
 
 
 def _reshaped_xavier(matrix_shape: tuple[int, int]) -> nn.initializers.Initializer:

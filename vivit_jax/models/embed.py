@@ -137,9 +137,10 @@ class PositionEmbedding(nn.Module):
     Attributes:
         kind: 'learned' (a parameter `pos_embedding` `[1 n d]`, cls tokens included), 'learned_space_time'
             (TimeSformer's: `pos_embedding` `[1 num_cls+nh*nw d]`, cls tokens included, plus `time_embedding`
-            `[1 nt d]`, which starts at zero and which cls tokens do not get), 'sinusoidal_1d' (of the flat
-            index), 'sinusoidal_2d' (of row and column, the same at every time), 'sinusoidal_3d' (of time, row
-            and column), or 'none'.
+            `[1 nt d]`, which starts at zero and which cls tokens do not get; in a factorised encoder, whose
+            parts see space or time, one of the two has a single row: take 'learned' there), 'sinusoidal_1d'
+            (of the flat index), 'sinusoidal_2d' (of row and column, the same at every time), 'sinusoidal_3d' (of
+            time, row and column), or 'none'.
         grid: `(nt, nh, nw)` of the tokens.
         num_cls: Leading tokens without a place of their own: they get zeros from the sinusoidal kinds.
     """

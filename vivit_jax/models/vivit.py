@@ -273,8 +273,8 @@ def _check_combinations(vivit: ViViT) -> None:
         )
     if vivit.classifier == 'token' and not PATTERNS[vivit.attention].cls:
         raise ValueError(
-            f"model.classifier='token': {vivit.attention} has no cls token, since it is neither in space nor "
-            f'in time; choose one of {", ".join(CLASSIFIERS[1:])}'
+            f"model.classifier='token': {vivit.attention} has no cls token, since it would belong to none of the "
+            f'groups that attend to one another; choose one of {", ".join(CLASSIFIERS[1:])}'
         )
     if vivit.embedding == 'uniform_frame_sampling' and vivit.tubelet[0] != 1:
         raise ValueError(
