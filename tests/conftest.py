@@ -1,10 +1,12 @@
 """What every test runs on: eight simulated CPU devices, exact float32 products; and Scenic's recorded numbers."""
 
 import functools
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,6 +47,17 @@ class Golden(NamedTuple):
     arrays: dict[str, Any]
     record: dict[str, Any]
     model: ViViT
+
+
+def load_tool(name: str) -> ModuleType:
+    """Imports a program of tools/, which is no package."""
+    path = Path(__file__).parent.parent / 'tools' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,5 @@
 """StableHLO: what is written gives the model's logits, in batches of any size, and says all it takes to use it."""
 
-import importlib.util
 import json
 import pathlib
 import re
@@ -11,6 +10,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from conftest import load_tool
 from test_video_files import decode, write_video
 
 from vivit_jax import create_model, export
@@ -246,14 +246,7 @@ def test_what_cannot_be_saved(folder, models, tmp_path):
 @pytest.fixture(scope='module')
 def tool():
     """Imports a program of tools/."""
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return load_tool
 
 
 def config_for(model, **data):

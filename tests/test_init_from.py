@@ -1,6 +1,5 @@
 """From a file of weights to a trained model, by the commands that people type."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -8,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import load_tool
 
 import tiny
 from vivit_jax import checkpoint, formats, init_from, main, train
@@ -36,10 +36,7 @@ SETTINGS = tiny.SETTINGS | {
 
 @pytest.fixture(scope='module')
 def convert_vit():
-    spec = importlib.util.spec_from_file_location('convert_vit', ROOT / 'tools' / 'convert_vit.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('convert_vit')
 
 
 def options(**changes):

@@ -2,9 +2,8 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
-from test_pretrained import TINY, image_vit, video_model, weights_of
+from test_pretrained import TINY, after_three_steps, image_vit, video_model, weights_of
 
 from vivit_jax import pretrained
 from vivit_jax.formats.weights import flat, nested
@@ -49,20 +48,7 @@ def test_divided_attention_learns_over_time(random_params, quick_jit, how, moves
     _, weights = image_vit(random_params)
     model, params = video_model(random_params, **DIVIDED)
     params, _ = pretrained.initialise(params, weights, temporal_attention=how)
-    video = jax.random.uniform(jax.random.key(3), (4, 8, 16, 16, 3), minval=-1.0)
-    labels = np.array([0, 1, 2, 3])
-    optimizer = optax.sgd(0.1)
-
-    def loss(params):
-        logits, _ = model.apply({'params': params}, video)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    gradient = quick_jit(jax.grad(loss))
-    state, learnt = optimizer.init(params), params
-    for _ in range(3):
-        updates, state = optimizer.update(gradient(learnt), state)
-        learnt = optax.apply_updates(learnt, updates)
-    before, after = flat(params), flat(learnt)
+    before, after = flat(params), flat(after_three_steps(model, params, quick_jit))
     kernels = [name for name in before if '_time/' in name and 'kernel' in name]
     assert len(kernels) == 10
     for name in kernels:

@@ -1,7 +1,6 @@
 """The PyTorch model against ours: outputs, gradients, names, the way back; and the command that writes it."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import re
@@ -11,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import load_tool
 from safetensors.numpy import load_file
 
 from vivit_jax import formats
@@ -319,12 +319,7 @@ def test_another_number_of_heads_contradicts(tmp_path, random_params):
 @pytest.fixture(scope='module')
 def tool():
     """The command's module."""
-    spec = importlib.util.spec_from_file_location(
-        'convert_to_pytorch', ROOT / 'tools' / 'convert_to_pytorch.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('convert_to_pytorch')
 
 
 @pytest.fixture

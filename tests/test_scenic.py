@@ -1,6 +1,5 @@
 """Scenic's checkpoints: what the file tells, what its configuration adds, and the tool that takes both over."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, load_tool
 
 from vivit_jax import formats
 from vivit_jax.formats import scenic
@@ -21,13 +20,6 @@ E01 = GOLDEN / 'E01_checkpoint'
 CASES = sorted(path.stem for path in GOLDEN.glob('A*.json'))
 # A clip of the recorded cases: 8 frames of 16x16.
 CLIP = {'dataset_configs': {'num_frames': 8, 'crop_size': 16}}
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location('convert_scenic', ROOT / 'tools' / 'convert_scenic.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def converted(arrays, root='params/', num_heads=None, **options):
@@ -272,7 +264,7 @@ def test_the_tool_makes_one_of_our_checkpoints(layout, e01, tmp_path, capsys, qu
         )
     folder = tmp_path / 'out'
     arguments = [f'--checkpoint={E01 / layout}', f'--config={file}', f'--output={folder}']
-    assert load_tool().main(arguments) == 0
+    assert load_tool('convert_scenic').main(arguments) == 0
     printed = capsys.readouterr().out
     assert 'data.num_classes is (5,) in the file and (7,) in the configuration: the file is right' in printed
     assert 'and left out: strange\n' in printed
@@ -290,7 +282,7 @@ def test_the_tool_makes_one_of_our_checkpoints(layout, e01, tmp_path, capsys, qu
     assert weights.grid == (4, 4, 4)
     ours = logits(weights, arrays['inputs/video'], quick_jit)
     np.testing.assert_allclose(ours, arrays['outputs/logits'], atol=1e-5, rtol=0)
-    assert load_tool().main(arguments) == 2
+    assert load_tool('convert_scenic').main(arguments) == 2
     assert 'holds checkpoints already' in capsys.readouterr().err
 
 
@@ -310,7 +302,7 @@ def test_the_tool_says_in_one_line_what_is_wrong(name, text, message, tmp_path, 
     (tmp_path / name).write_text(text)
     path = tmp_path / ('missing.py' if name == 'b.py' else name)
     arguments = [f'--checkpoint={E01 / "old_layout"}', f'--config={path}', f'--output={tmp_path / "out"}']
-    assert load_tool().main(arguments) == 2
+    assert load_tool('convert_scenic').main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f'error: {path}')
     assert message in error

@@ -1,6 +1,5 @@
 """TimeSformer's files: read as recorded from both implementations, written so that transformers reads them."""
 
-import importlib.util
 import json
 import pathlib
 import re
@@ -8,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import load_tool
 from safetensors.numpy import load_file, save_file
 
 from vivit_jax import formats
@@ -304,12 +304,7 @@ def test_the_processor_that_is_written_gives_our_range(tmp_path):
 @pytest.fixture(scope='module')
 def tool():
     """The command's module."""
-    spec = importlib.util.spec_from_file_location(
-        'convert_to_pytorch', ROOT / 'tools' / 'convert_to_pytorch.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('convert_to_pytorch')
 
 
 def test_the_command_writes_a_timesformer_and_checks_it(tool, tmp_path, capsys):

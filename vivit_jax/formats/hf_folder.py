@@ -5,9 +5,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from vivit_jax.formats.containers import read_json
+import numpy as np
+
+from vivit_jax.formats.containers import read_json, write_json, write_safetensors
 from vivit_jax.formats.pixels import fold_normalisation
 from vivit_jax.formats.weights import Conversion
+from vivit_jax.models.vivit import ViViT
 
 # Their names of the two GELUs, in the order in which ours are written back.
 ACTIVATIONS = {
@@ -134,6 +137,56 @@ class File:
             fold_normalisation(self.conversion, mean, std)
 
 
+def write(
+    folder: pathlib.Path, arrays: dict[str, np.ndarray], config: dict[str, Any], processor: dict[str, Any]
+) -> list[str]:
+    """Writes a folder that transformers loads; returns the names of its files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / 'model.safetensors', arrays)
+    write_json(folder / 'config.json', config)
+    write_json(folder / 'preprocessor_config.json', processor)
+    return ['config.json', 'model.safetensors', 'preprocessor_config.json']
+
+
+def settings(vivit: ViViT) -> dict[str, Any]:
+    """Returns the settings of `config.json` that all of these models have."""
+    return {
+        'dtype': 'float32',
+        'hidden_size': vivit.width,
+        'num_hidden_layers': vivit.num_layers,
+        'num_attention_heads': vivit.num_heads,
+        'intermediate_size': vivit.mlp_dim,
+        'hidden_act': next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vivit.activation),
+        'hidden_dropout_prob': vivit.dropout_rate,
+        'attention_probs_dropout_prob': vivit.attention_dropout_rate,
+        'initializer_range': 0.02,
+        'layer_norm_eps': vivit.norm_epsilon,
+        'qkv_bias': True,
+    }
+
+
+def cropping(clip: tuple[int, int, int, int], short_side: int | None) -> dict[str, Any]:
+    """Returns the settings of `preprocessor_config.json` that resize and crop; pixels end up in [-1, 1] by others.
+
+    Args:
+        clip: `(t, h, w, c)` of the clips that the model takes.
+        short_side: Pixels that the short side of frames is resized to before cropping; 0 leaves them, and None takes
+            8 / 7 of the crop, as 256 for 224.
+    """
+    _, height, width, channels = clip
+    short_side = round(min(height, width) * 8 / 7) if short_side is None else short_side
+    return {
+        'do_resize': bool(short_side),
+        'size': {'shortest_edge': short_side or min(height, width)},
+        'resample': 2,  # bilinear
+        'do_center_crop': True,
+        'crop_size': {'height': height, 'width': width},
+        'do_rescale': True,
+        'image_mean': [0.5] * channels,
+        'image_std': [0.5] * channels,
+    }
+
+
 def labels(num_classes: int, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns the settings of `config.json` that name the classes."""
     names = (
@@ -146,11 +199,6 @@ def labels(num_classes: int, class_names: Sequence[str]) -> dict[str, Any]:
         # Of classes with one name, the first.
         'label2id': {label: names.index(label) for label in names},
     }
-
-
-def activation_name(activation: str) -> str:
-    """Returns transformers' name of one of our activations."""
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
 
 
 def _short(sizes: Sequence[int]) -> Any:

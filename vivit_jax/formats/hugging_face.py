@@ -12,8 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.formats.containers import read_json, write_json, write_safetensors
-from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, inner_names, labels
+from vivit_jax.formats.containers import read_json
+from vivit_jax.formats.hf_folder import (
+    ACTIVATIONS,
+    PROJECTION,
+    File,
+    cropping,
+    inner_names,
+    labels,
+    settings,
+    write,
+)
 from vivit_jax.formats.torch_names import IMAGE, classic, pairs
 from vivit_jax.formats.weights import Conversion, Weights, flat
 from vivit_jax.models.vivit import ViViT, create_model
@@ -209,12 +218,8 @@ def save(
     vivit = create_model(weights.num_classes, **weights.model)
     params = flat(weights.params)
     arrays = {pair.theirs: pair.to_theirs(params[pair.ours]) for pair in pairs(vivit)}
-    short_side = round(min(clip[1:3]) * 8 / 7) if short_side is None else short_side
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / 'model.safetensors', arrays)
-    write_json(folder / 'config.json', _config(vivit, clip, weights.class_names))
-    write_json(folder / 'preprocessor_config.json', _processor(clip, short_side))
-    return ['config.json', 'model.safetensors', 'preprocessor_config.json']
+    config = _config(vivit, clip, weights.class_names)
+    return write(folder, arrays, config, _processor(clip, short_side))
 
 
 def _config(vivit: ViViT, clip: tuple[int, int, int, int], class_names: Sequence[str]) -> dict[str, Any]:
@@ -222,41 +227,23 @@ def _config(vivit: ViViT, clip: tuple[int, int, int, int], class_names: Sequence
     return {
         'architectures': ['VivitForVideoClassification'],
         'model_type': 'vivit',
-        'dtype': 'float32',
         'image_size': height if height == width else [height, width],
         'num_frames': frames,
         'num_channels': channels,
         'tubelet_size': list(vivit.tubelet),
-        'hidden_size': vivit.width,
-        'num_hidden_layers': vivit.num_layers,
-        'num_attention_heads': vivit.num_heads,
-        'intermediate_size': vivit.mlp_dim,
-        'hidden_act': activation_name(vivit.activation),
-        'hidden_dropout_prob': vivit.dropout_rate,
-        'attention_probs_dropout_prob': vivit.attention_dropout_rate,
-        'initializer_range': 0.02,
-        'layer_norm_eps': vivit.norm_epsilon,
-        'qkv_bias': True,
+        **settings(vivit),
         'pooler_act': 'tanh',
         'pooler_output_size': vivit.width,
         **labels(vivit.num_classes, class_names),
     }
 
 
-def _processor(clip: tuple[int, int, int, int], short_side: int) -> dict[str, Any]:
-    _, height, width, channels = clip
+def _processor(clip: tuple[int, int, int, int], short_side: int | None) -> dict[str, Any]:
     return {
         'image_processor_type': 'VivitImageProcessor',
-        'do_resize': bool(short_side),
-        'size': {'shortest_edge': short_side or min(height, width)},
-        'resample': 2,  # bilinear
-        'do_center_crop': True,
-        'crop_size': {'height': height, 'width': width},
-        'do_rescale': True,
+        **cropping(clip, short_side),
         'rescale_factor': 1 / 127.5,
         'offset': True,
         # Pixels / 127.5 - 1 are in [-1, 1] already; normalising them again would bring them to [-3, 1].
         'do_normalize': False,
-        'image_mean': [0.5] * channels,
-        'image_std': [0.5] * channels,
     }

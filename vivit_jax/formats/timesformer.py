@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.formats import timm
-from vivit_jax.formats.containers import write_json, write_safetensors
-from vivit_jax.formats.hf_folder import ACTIVATIONS, PROJECTION, File, activation_name, inner_names, labels
+from vivit_jax.formats.hf_folder import (
+    ACTIVATIONS,
+    PROJECTION,
+    File,
+    cropping,
+    inner_names,
+    labels,
+    settings,
+    write,
+)
 from vivit_jax.formats.torch_names import IMAGE, Pair, pairs
 from vivit_jax.formats.weights import Conversion, Weights, flat
 from vivit_jax.models.vivit import ViViT, create_model
@@ -249,54 +257,30 @@ def save(
         name, _ = _theirs(pair)
         before = '' if name.startswith('classifier.') else 'timesformer.'
         parts.setdefault(f'{before}{name}', []).append(pair.to_theirs(params[pair.ours]))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(
-        folder / 'model.safetensors', {name: np.concatenate(part) for name, part in parts.items()}
-    )
-    write_json(folder / 'config.json', _config(vivit, clip, weights.class_names))
-    write_json(folder / 'preprocessor_config.json', _processor(clip, short_side))
-    return ['config.json', 'model.safetensors', 'preprocessor_config.json']
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    config = _config(vivit, clip, weights.class_names)
+    return write(folder, arrays, config, _processor(clip, short_side))
 
 
 def _config(vivit: ViViT, clip: tuple[int, int, int, int], class_names: Sequence[str]) -> dict[str, Any]:
     return {
         'architectures': ['TimesformerForVideoClassification'],
         'model_type': 'timesformer',
-        'dtype': 'float32',
         'attention_type': next(theirs for theirs, ours in ATTENTIONS.items() if ours == vivit.attention),
         'image_size': clip[1],
         'num_frames': clip[0],
         'num_channels': clip[3],
         'patch_size': vivit.tubelet[1],
-        'hidden_size': vivit.width,
-        'num_hidden_layers': vivit.num_layers,
-        'num_attention_heads': vivit.num_heads,
-        'intermediate_size': vivit.mlp_dim,
-        'hidden_act': activation_name(vivit.activation),
-        'hidden_dropout_prob': vivit.dropout_rate,
-        'attention_probs_dropout_prob': vivit.attention_dropout_rate,
         'drop_path_rate': 0,  # transformers takes whole numbers only; of no effect but in training
-        'initializer_range': 0.02,
-        'layer_norm_eps': vivit.norm_epsilon,
-        'qkv_bias': True,
+        **settings(vivit),
         **labels(vivit.num_classes, class_names),
     }
 
 
 def _processor(clip: tuple[int, int, int, int], short_side: int | None) -> dict[str, Any]:
-    _, height, width, channels = clip
-    if short_side is None:
-        short_side = round(height * 8 / 7)
     return {
         'image_processor_type': 'VideoMAEImageProcessor',
-        'do_resize': bool(short_side),
-        'size': {'shortest_edge': short_side or height},
-        'resample': 2,  # bilinear
-        'do_center_crop': True,
-        'crop_size': {'height': height, 'width': width},
-        'do_rescale': True,
+        **cropping(clip, short_side),
         'rescale_factor': 1 / 255,
         'do_normalize': True,  # to [-1, 1]
-        'image_mean': [0.5] * channels,
-        'image_std': [0.5] * channels,
     }
