@@ -18,6 +18,8 @@ import pytest
 from vivit_jax import config as config_module
 from vivit_jax import create_model, default_config, experiment
 from vivit_jax.config import SIZES, check, flatten, load
+from vivit_jax.data.medmnist import SETS
+from vivit_jax.data.volume_transforms import volume_transforms
 from vivit_jax.models.embed import token_grid
 from vivit_jax.models.vivit import ViViT
 
@@ -45,11 +47,13 @@ def test_the_promised_files_are_there():
         'epic_kitchens_fe',
         'ssv2_fe',
         'organmnist3d',
+        'medmnist3d',
         'moving_digits',
         'finetune',
+        'my_videos',
     }
     assert set(FILES) >= kinetics | others | {'base', 'kinetics400_timesformer'}
-    assert set(TAKES_SIZE) >= kinetics | others - {'moving_digits'}
+    assert set(TAKES_SIZE) >= kinetics | others - {'moving_digits', 'organmnist3d', 'medmnist3d'}
 
 
 def with_sizes():
@@ -223,6 +227,42 @@ def test_timesformer_has_no_other_variants():
         load_named('kinetics400_timesformer', 'XL')
 
 
+# Voxels along an axis that the model sees, and of its tokens.
+@pytest.mark.parametrize(('size', 'seen', 'token'), [('', 20, 4), ('/28', 20, 4), ('/64', 56, 8)])
+@pytest.mark.parametrize('name', SETS)
+def test_medmnists_sets(name, size, seen, token):
+    config = load_named('medmnist3d', name + size)
+    check(config)
+    assert (config.data.source, config.data.medmnist.name) == ('medmnist', name)
+    assert config.data.medmnist.size == int(size[1:] or 28)
+    assert config.data.num_classes == (len(SETS[name].class_names),)
+    assert experiment.clip_shape(config) == (seen, seen, seen, 1)
+    assert config.model.tubelet == (token, token, token)
+    assert (config.checkpoint.best_metric, config.evaluation.report) == ('auc', 'medical')
+    # Mirrored, the organs of one side are those of the other; turned, they are nowhere in a body.
+    mirrored = any(config.data.volume_augment.flip) or any(config.data.volume_augment.rotate90)
+    assert mirrored == (name != 'organ')
+    assert config.data.flip == 0.0
+    assert volume_transforms(size=(seen, seen, seen), videos=False, **config.data.volume_augment)
+
+
+@pytest.mark.parametrize('which', ['brain', 'organ/32', 'organ/', '/64'])
+def test_medmnist_has_no_other_sets(which):
+    message = (
+        f"set '{which}' of config 'medmnist3d': write SET or SET/SIZE; sets: organ, nodule, adrenal, fracture, "
+        'vessel, synapse; sizes: 28, 64'
+    )
+    with pytest.raises(ValueError, match=rf'\A{re.escape(message)}\Z'):
+        load_named('medmnist3d', which)
+
+
+def test_the_published_organs_have_two_losses():
+    with pytest.raises(
+        ValueError, match=r"variant 'B/16x2' of config 'organmnist3d': choose published or publ"
+    ):
+        load_named('organmnist3d', 'B/16x2')
+
+
 # --- The default configuration ---
 
 
@@ -251,7 +291,17 @@ def assigned_keys(source):
 
 
 def test_every_key_has_a_comment():
-    source = Path(config_module.__file__).read_text()
+    keys = {}
+    for file in ('config.py', 'config_data.py'):
+        keys |= commented_keys(Path(config_module.__file__).with_name(file).read_text())
+    assert set(keys) == set(flatten(default_config()))
+    assert not [key for key, commented in keys.items() if not commented], (
+        'keys without a comment on their line or one of its own above'
+    )
+
+
+def commented_keys(source):
+    """Tells of every key that is set in a file whether there is a comment where it is set first."""
     comments, alone = set(), set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -260,14 +310,11 @@ def test_every_key_has_a_comment():
                 alone.add(token.start[0])
     keys: dict = {}
     for key, *lines in assigned_keys(source):
-        keys.setdefault(key, lines)  # where it is set first, in default_config
-    assert set(keys) == set(flatten(default_config()))
-    bare = [
-        key
+        keys.setdefault(key, lines)
+    return {
+        key: first - 1 in alone or not comments.isdisjoint(range(first, last + 1))
         for key, (first, last) in keys.items()
-        if first - 1 not in alone and comments.isdisjoint(range(first, last + 1))
-    ]
-    assert not bare, 'keys without a comment on their line or one of its own above'
+    }
 
 
 # --- Slips in a file ---

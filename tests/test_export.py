@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import load_tool
-from test_video_files import decode, write_video
 
+from videos import decode, write_video
 from vivit_jax import create_model, export
 from vivit_jax.config import default_config
 from vivit_jax.evaluate import to_float

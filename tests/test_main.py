@@ -26,7 +26,7 @@ TINY = options(SETTINGS)
             ['--config.model.attention=factorized_encoder'],
             "model.attention='factorized_encoder': choose one of",
         ),
-        (['--config.data.source=digits'], "data.source='digits': choose one of moving_digits"),
+        (['--config.data.source=digits'], "data.source='digits': choose one of video_files, frame_folders"),
         (['--config.data.train_split=trian'], "no split 'trian': choose one of train"),
         (['--config.data.num_classes=9'], "data.num_classes=(9,) but the 'train' split has 8 classes"),
         (
@@ -56,7 +56,10 @@ TINY = options(SETTINGS)
         ),
         (['--config.sharding.fsdp=3'], 'sharding.fsdp=3: must divide the number of devices, 8'),
         (['--config.optimizer.name=lion'], "optimizer 'lion' is none of"),
-        (['--config.training.loss=hinge'], "training.loss='hinge': choose one of softmax, sigmoid"),
+        (
+            ['--config.training.loss=hinge'],
+            "training.loss='hinge': choose one of softmax, softmax_twice, sigmoid",
+        ),
         (['--distributed=here'], "--distributed='here': write HOST:PORT,N,I"),
         (['--mode=eval'], 'holds no checkpoints: train first'),
     ],

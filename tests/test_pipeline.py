@@ -9,7 +9,10 @@ import pytest
 
 from vivit_jax import sharding
 from vivit_jax.data import pipeline, transforms
+from vivit_jax.data.moving_digits import MovingDigits
 from vivit_jax.data.record import Record
+from vivit_jax.data.sampling import Order
+from vivit_jax.data.views import Views
 
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 READING = {'mesh': MESH, 'threads': 2, 'workers': 0, 'prefetch': 2}
@@ -24,6 +27,7 @@ class Numbered:
     reads: list = dataclasses.field(default_factory=list)
     class_names: tuple[str, ...] = ('a', 'b')
     digest: str = 'numbered'
+    bad: tuple = ()
 
     def __len__(self):
         return len(self.lengths)
@@ -41,7 +45,8 @@ class Numbered:
 
 
 def training(source, **changes):
-    settings = {'seed': 3, 'frames': 4, 'stride': 2, 'short': 'repeat_last'}
+    settings = {'split': 'train', 'seed': 3, 'frames': 4, 'stride': 2, 'short': 'repeat_last'}
+    settings |= {'order': Order(len(source), changes.get('seed', 3))}
     augmentation = (transforms.RandomCrop(size=(8, 8)),)
     return pipeline.TrainingExamples(source=source, augmentation=augmentation, **settings | changes)
 
@@ -56,7 +61,7 @@ def evaluation(source, **changes):
         'temporal_views': 1,
         'spatial_views': 1,
     }
-    return pipeline.EvaluationExamples(source=source, **settings | changes)
+    return pipeline.EvaluationExamples(source=source, split='validation', views=Views(**settings | changes))
 
 
 def collect(read, **changes):
@@ -112,16 +117,7 @@ def test_threads_do_not_matter(stream):
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [1, 2])
 def test_workers_do_not_matter(workers):
-    source = pipeline.make_source(
-        'moving_digits',
-        'train',
-        root=None,
-        heads=('label',),
-        num_classes=(),
-        frames=4,
-        seed=0,
-        options={'train_size': 10, 'validation_size': 4, 'test_size': 4, 'canvas': 12},
-    )
+    source = MovingDigits('train', size=10, frames=4, canvas=12)
     read = training(source)
     assert_same(collect(read, workers=workers), collect(read))
 
@@ -191,9 +187,3 @@ def test_batches_are_split_over_the_devices():
         pipeline.batches(read, batch_size=12, first_step=0, last_step=1, **settings),
     ):
         pass
-
-
-def test_an_unknown_source_is_named():
-    settings = {'root': None, 'heads': ('label',), 'num_classes': (), 'frames': 4, 'seed': 0, 'options': {}}
-    with pytest.raises(ValueError, match=r"data.source='kinetics': choose one of moving_digits, video_files"):
-        pipeline.make_source('kinetics', 'train', **settings)

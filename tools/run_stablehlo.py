@@ -16,7 +16,6 @@ exit codes: 0 done; 2 a mistake, or a clip that could not be read (the others we
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import pathlib
@@ -26,9 +25,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vivit_jax import export
-from vivit_jax.data.decoding import probe, read_frames
-from vivit_jax.data.pipeline import EvaluationExamples
+from vivit_jax.data.files.decoding import probe, read_frames
 from vivit_jax.data.record import Record
+from vivit_jax.data.views import Views
 
 # Filters overshoot a little; pixels in [0, 255] or standardised ones go much further.
 SLACK = 0.01
@@ -70,23 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if broken else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class OneVideo:
-    """A source of one file."""
-
-    record: Record
-    class_names: tuple[str, ...] = ()
-    digest: str = ''
-
-    def __len__(self) -> int:
-        """Returns 1."""
-        return 1
-
-    def __getitem__(self, index: int) -> Record:
-        """Returns the file's record."""
-        return self.record
-
-
 def read_clip(path: pathlib.Path, metadata: export.Metadata) -> np.ndarray:
     """Reads a clip `[t h w c]` for a model, uint8, or float32 in [-1, 1].
 
@@ -109,11 +91,14 @@ def read_clip(path: pathlib.Path, metadata: export.Metadata) -> np.ndarray:
             f'{path}: videos have 3 channels and the model takes clips {metadata.clip} (t, h, w, c): '
             'give a .npy of that shape'
         )
-    num_frames, size = found
-    read = functools.partial(read_frames, str(path), num_frames, size)
-    record = Record(name=str(path), label=0, num_frames=num_frames, frame_size=size, read=read)
-    examples = EvaluationExamples(
-        source=OneVideo(record),
+    record = Record(
+        name=str(path),
+        label=0,
+        num_frames=found.num_frames,
+        frame_size=found.frame_size,
+        read=functools.partial(read_frames, str(path), found),
+    )
+    views = Views(
         frames=metadata.clip[0],
         stride=metadata.stride,
         short=metadata.short,
@@ -123,7 +108,7 @@ def read_clip(path: pathlib.Path, metadata: export.Metadata) -> np.ndarray:
         spatial_views=1,
     )
     try:
-        return examples(0)['video']
+        return views(record)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f'{path}: {error}') from error
 

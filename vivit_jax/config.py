@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from vivit_jax.config_data import data_defaults
 
 # Layers, heads, width, MLP width: Dosovitskiy et al. 2021 (B, L, H), Touvron et al. 2021 (Ti, S).
 SIZES = {
@@ -31,10 +32,14 @@ SIZE_FORM = 'SIZE/PATCHxTUBELET[@FRAMES], as B/16x2 or L/14x4@64; sizes: ' + ', 
 # Settings that a run may change when it goes on, since its numbers do not depend on them.
 FREE_TO_CHANGE = (
     'data.root',
+    'data.csv',
     'data.dataset',
     'data.threads',
     'data.workers',
     'data.prefetch',
+    'data.cache',
+    'data.on_bad_video',
+    'data.max_bad',
     'data.validation_split',
     'data.test_splits',
     'training.log_every',
@@ -44,6 +49,7 @@ FREE_TO_CHANGE = (
     'evaluation.temporal_views',
     'evaluation.spatial_views',
     'evaluation.average',
+    'evaluation.report',
     'checkpoint.every_steps',
     'checkpoint.keep',
     'checkpoint.best_metric',
@@ -58,7 +64,7 @@ def default_config() -> ConfigDict:
     config.seed = 0  # of parameters, shuffling, augmentation, dropout
     config.model = _model()
     config.init_from = _init_from()
-    config.data = _data()
+    config.data = data_defaults()
     config.training = _training()
     config.optimizer = _optimizer()
     config.evaluation = _evaluation()
@@ -117,48 +123,13 @@ def _init_from() -> ConfigDict:
     return init_from
 
 
-def _data() -> ConfigDict:
-    data = ConfigDict()
-    data.source = 'video_files'  # video_files | medmnist | moving_digits
-    data.root = placeholder(str)  # folder that holds the data
-    data.dataset = ''  # what the data is called, where it has to be fetched: said when it is missing
-    data.train_split = 'train'  # what is trained on
-    data.validation_split = 'validation'  # looked at during training
-    data.test_splits = ('validation',)  # evaluated with all views at the end
-    data.heads = ('label',)  # names of the heads
-    data.num_classes = ()  # classes of each head; (): as the source tells
-    data.frames = 32  # frames of a clip
-    data.stride = 2  # frames from one to the next
-    data.short = 'repeat_last'  # a video shorter than its clip: repeat_last | loop
-    data.short_side = 256  # pixels, to which frames are resized before cropping; 0: not resized
-    data.crop = (224, 224)  # pixels (high, wide)
-    data.channels = 3  # of a pixel: 3 for RGB
-    data.scale_jitter = (0.9, 1.33)  # factors of short_side while training, uniform between
-    data.flip = 0.5  # probability of mirroring left and right
-    data.colour_jitter = 0.8  # probability of changing brightness, saturation, contrast, hue
-    data.colour_drop = 0.1  # probability of grey
-    data.randaugment_layers = 0  # operations a clip; 0: none
-    data.randaugment_magnitude = 0.0  # strength, 0 to 10 as in the original, more as in the paper
-    data.threads = 8  # that read and augment, in each worker
-    data.workers = 0  # processes beside this one; 0: threads of this one suffice
-    data.prefetch = 2  # batches ready on the device
-    data.moving_digits = ConfigDict()
-    data.moving_digits.train_size = 16_000  # clips that count as an epoch
-    data.moving_digits.validation_size = 512  # clips
-    data.moving_digits.test_size = 2_048  # clips
-    data.moving_digits.canvas = 32  # pixels
-    data.medmnist = ConfigDict()
-    data.medmnist.name = 'organ'  # organ | nodule | adrenal | fracture | vessel | synapse
-    data.medmnist.size = 28  # voxels along an axis: 28 | 64
-    return data
-
-
 def _training() -> ConfigDict:
     training = ConfigDict()
     training.epochs = 30.0  # passes over the training split
     training.steps = 0  # instead of epochs, where not 0
     training.batch_size = 64  # clips, over all devices
-    training.loss = 'softmax'  # softmax | sigmoid (several labels an example)
+    # softmax | sigmoid (several labels an example) | softmax_twice (a slip to reproduce: see losses.py)
+    training.loss = 'softmax'
     training.label_smoothing = 0.0  # share of the target spread over all classes
     training.mixup_alpha = 0.0  # of the Beta distribution; 0: none
     # Moving average of the parameters, evaluated instead of them; 0: none. At step s it is at most
@@ -202,6 +173,8 @@ def _evaluation() -> ConfigDict:
     evaluation.temporal_views = 4  # clips of a test video
     evaluation.spatial_views = 3  # crops of each: 1 | 3
     evaluation.average = 'logits'  # what is averaged over the views: logits | softmax
+    # standard | medical (besides: AUC, balanced accuracy, calibration, F1; MedMNIST's result file)
+    evaluation.report = 'standard'
     return evaluation
 
 

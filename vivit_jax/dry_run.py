@@ -23,6 +23,7 @@ class RandomClips:
     """A source of noise in the shape of a configuration's clips, as many as make an epoch of 1,000 batches."""
 
     config: ConfigDict
+    bad = ()
 
     @property
     def class_names(self) -> list[str]:

@@ -18,9 +18,12 @@ from jaxtyping import Array, Num
 from ml_collections import ConfigDict
 
 from vivit_jax import config as config_module
-from vivit_jax import experiment, init_from, losses, metrics, sharding
+from vivit_jax import experiment, init_from, losses, medical_metrics, metrics, sharding
+from vivit_jax.bad_videos import BadVideos
 from vivit_jax.checkpoint import Checkpoints, item_to_use
 from vivit_jax.data import pipeline
+from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.medmnist import SPLITS
 from vivit_jax.data.record import Source
 from vivit_jax.models.vivit import ViViT
 from vivit_jax.writers import Terminal
@@ -80,11 +83,15 @@ def make_eval_step(config: ConfigDict, model: ViViT, sizes: tuple[int, ...], mes
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The evaluation of one split: summary numbers, and each example's scores in the order of the source."""
+    """The evaluation of one split: summary numbers, and the scores, labels and places of the examples, in order.
+
+    Examples that could not be read are not among them; `metrics` counts them as `unreadable` where there are any.
+    """
 
     metrics: dict[str, float]
     scores: np.ndarray
     labels: np.ndarray
+    indices: np.ndarray
 
 
 def evaluate_source(
@@ -95,6 +102,8 @@ def evaluate_source(
     mesh: Mesh,
     *,
     views: tuple[int, int] = (1, 1),
+    split: str = '',
+    bad_files: BadFiles | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
     """Evaluates one split.
@@ -106,13 +115,22 @@ def evaluate_source(
         step: From `make_eval_step`.
         mesh: The mesh.
         views: (temporal, spatial) views of each example.
+        split: Its name, for the list of bad files.
+        bad_files: Where examples that cannot be read are named.
         on_batch: Told of the batches done and in all.
     """
     # The batch is counted in clips, so that memory does not depend on the views.
     devices = mesh.devices.size
     batch_size = max(config.evaluation.batch_size // math.prod(views) // devices, 1) * devices
     batch_size = min(batch_size, math.ceil(len(source) / devices) * devices)
-    examples = experiment.evaluation_examples(config, source, temporal_views=views[0], spatial_views=views[1])
+    examples = experiment.evaluation_examples(
+        config,
+        source,
+        temporal_views=views[0],
+        spatial_views=views[1],
+        split=split,
+        bad_files=bad_files,
+    )
     total = math.ceil(len(source) / batch_size)
     reading: dict[str, Any] = experiment.reading(config, mesh)
     results = []
@@ -127,15 +145,21 @@ def evaluate_source(
     kept = {name: values[joined['mask']] for name, values in joined.items()}
     order = np.argsort(kept['index'])
     scores, labels = kept['scores'][order], kept['label'][order]
+    kind = losses.loss_kind(config.training.loss)
     numbers = metrics.classification_metrics(
         scores,
         labels,
-        loss_kind=config.training.loss,
+        loss_kind=kind,
         head_sizes=experiment.head_sizes(config, source),
         head_names=tuple(config.data.heads),
     )
+    if config.evaluation.report == 'medical':
+        numbers |= medical_metrics.medical_metrics(*medical_metrics.decided(scores, labels, kind))
     loss = float(np.mean(kept['loss'], dtype=np.float64))
-    return Outcome({**numbers, 'loss': loss, 'count': len(scores)}, scores, labels)
+    counts = {'count': len(scores)}
+    if len(scores) < len(source):
+        counts['unreadable'] = len(source) - len(scores)
+    return Outcome({**numbers, 'loss': loss, **counts}, scores, labels, kept['index'][order])
 
 
 def evaluate_tests(
@@ -146,10 +170,11 @@ def evaluate_tests(
     mesh: Mesh,
     folder: pathlib.Path,
     terminal: Terminal,
+    bad: BadVideos,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the test splits with all views.
 
-    Writes `eval.json`, `predictions.csv` and confusion matrices, and shows a table.
+    Writes `eval.json`, `predictions.csv`, confusion matrices and MedMNIST's result files, and shows a table.
 
     Returns:
         What is in `eval.json`: metrics by split.
@@ -166,12 +191,26 @@ def evaluate_tests(
         sizes = experiment.head_sizes(config, source)
         step = step or make_eval_step(config, model, sizes, mesh)
         on_batch = functools.partial(terminal.bar, f'evaluating {split}')
-        outcome = evaluate_source(config, source, params, step, mesh, views=views, on_batch=on_batch)
+        outcome = evaluate_source(
+            config,
+            source,
+            params,
+            step,
+            mesh,
+            views=views,
+            split=split,
+            bad_files=bad.files,
+            on_batch=on_batch,
+        )
+        bad.look()
         summary[split] = outcome.metrics
         by_class, confusions = _by_class(
             outcome, source, sizes, tuple(config.data.heads), config.training.loss
         )
         report[split] = {**outcome.metrics, 'views': list(views), **by_class}
+        if config.evaluation.report == 'medical':
+            names = _medical(config, split, outcome, source, report[split], folder if main_process else None)
+            written.extend(names)
         for head, counts in confusions.items():
             written.append(f'confusion_{split}{head}.csv')
             if main_process:
@@ -220,6 +259,37 @@ def _by_class(
     return numbers, tables
 
 
+def _medical(
+    config: ConfigDict,
+    split: str,
+    outcome: Outcome,
+    source: Source,
+    report: dict[str, Any],
+    folder: pathlib.Path | None,
+) -> list[str]:
+    """Adds recall, F1 and AUC of each class to a split's report; writes its result file where it is of MedMNIST.
+
+    Returns:
+        The names of the files written, into `folder` where there is one.
+    """
+    kind = losses.loss_kind(config.training.loss)
+    scores, labels = medical_metrics.decided(outcome.scores, outcome.labels, kind)
+    per_class = report.setdefault('per_class', {})
+    for name, values in medical_metrics.per_class(scores, labels).items():
+        for known, value in zip(source.class_names, values.tolist(), strict=True):
+            # JSON knows no NaN: where there is no example there is no recall.
+            per_class.setdefault(known, {}).update({name: value} if math.isfinite(value) else {})
+    data = config.data
+    if data.source != 'medmnist' or folder is None:
+        return []
+    flag = f'{data.medmnist.name}mnist3d' + ('' if data.medmnist.size == 28 else f'_{data.medmnist.size}')
+    return [
+        medical_metrics.write_official(
+            folder, scores, labels, flag=flag, split=SPLITS[split], run=str(config.seed)
+        )
+    ]
+
+
 def _predictions(
     split: str, source: Source, outcome: Outcome, sizes: tuple[int, ...], loss: str
 ) -> list[list[Any]]:
@@ -231,7 +301,7 @@ def _predictions(
     heads = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     names = np.array(source.class_names, dtype=object)
     rows = []
-    for index, (scores, label) in enumerate(zip(outcome.scores, outcome.labels, strict=True)):
+    for index, scores, label in zip(outcome.indices, outcome.scores, outcome.labels, strict=True):
         tops, probabilities = [], []
         for head in heads:
             probability = _probabilities(scores[head], loss)
@@ -242,7 +312,7 @@ def _predictions(
             truth = ['|'.join(names[label > 0.5])]
         else:
             truth = [names[head][k] for head, k in zip(heads, np.atleast_1d(label), strict=True)]
-        rows.append([split, index, source[index].name, *map(' + '.join, (truth, tops, probabilities))])
+        rows.append([split, index, source[int(index)].name, *map(' + '.join, (truth, tops, probabilities))])
     return rows
 
 
@@ -293,11 +363,14 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
             # How it was trained (loss, moving average) is the checkpoint's to tell, not the command's.
             config = ConfigDict(config.to_dict())
             config.training = saved['training']
-            sources = {split: experiment.make_source(config, split) for split in config.data.test_splits}
+            looking = experiment.examination(config, terminal.counter('looking into files'))
+            splits = config.data.test_splits
+            sources = {split: experiment.make_source(config, split, looking) for split in splits}
             model = experiment.make_model(config, sources[config.data.test_splits[0]])
             params = load_params(checkpoints, step, model, config, mesh)
         terminal.say(f'evaluating step {step} of {folder}')
-        return evaluate_tests(config, sources, params, model, mesh, folder, terminal)
+        bad = BadVideos(config, folder, sources, terminal, anew=False)
+        return evaluate_tests(config, sources, params, model, mesh, folder, terminal, bad)
 
 
 def check_same(
@@ -308,7 +381,9 @@ def check_same(
     Raises:
         ValueError: Naming the keys that differ, with both values.
     """
-    differing = config_module.differences(saved, config.to_dict())
+    # A run of an earlier version had, in keys that are new since, what is the default now.
+    before = config_module.flatten(config_module.default_config()) | config_module.flatten(saved)
+    differing = config_module.differences(before, config_module.flatten(config))
     relevant = {
         key: values
         for key, values in differing.items()

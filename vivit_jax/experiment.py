@@ -2,16 +2,28 @@
 
 import dataclasses
 import functools
+import gc
+import pathlib
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vivit_jax.config import flatten
-from vivit_jax.data import pipeline, transforms
+from vivit_jax.data import pipeline, transforms, volume_transforms
+from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.examine import Examination, default_cache
+from vivit_jax.data.listing import Layout
+from vivit_jax.data.opening import SOURCES
+from vivit_jax.data.opening import open_source as open_by_name
 from vivit_jax.data.record import Source
+from vivit_jax.data.sampling import SAMPLING, Order
+from vivit_jax.data.views import Views
 from vivit_jax.formats.weights import KINDS
 from vivit_jax.learning_rates import TRAIN, learning_rate_factors, scale_updates
 from vivit_jax.losses import LOSSES
@@ -23,6 +35,8 @@ from vivit_jax.pretrained import KERNELS, TEMPORAL_ATTENTIONS
 AT_LEAST = {
     'data.frames': 1,
     'data.stride': 1,
+    'data.fps': 0,
+    'data.max_bad': 0,
     'data.channels': 1,
     'data.short_side': 0,
     'data.randaugment_layers': 0,
@@ -46,12 +60,15 @@ CHOICES: dict[str, tuple[object, ...]] = {
     'init_from.format': ('auto', *KINDS),
     'init_from.kernel': KERNELS,
     'init_from.temporal_attention': TEMPORAL_ATTENTIONS,
-    'data.source': pipeline.SOURCES,
+    'data.source': SOURCES,
+    'data.on_bad_video': ('skip', 'error'),
+    'data.sampling': SAMPLING,
     'data.short': ('repeat_last', 'loop'),
     'training.loss': tuple(LOSSES),
     'optimizer.train': TRAIN,
     'evaluation.spatial_views': (1, 3),
     'evaluation.average': ('logits', 'softmax'),
+    'evaluation.report': ('standard', 'medical'),
 }
 
 
@@ -71,8 +88,23 @@ def check(config: ConfigDict) -> None:
     for key in ('training.label_smoothing', 'training.ema_decay'):
         if not 0 <= values[key] < 1:
             raise ValueError(f'{key}={values[key]}: must be in [0, 1)')
+    if config.data.source in ('medmnist', 'volumes') and config.data.channels != 1:
+        raise ValueError(
+            f'data.channels={config.data.channels}: volumes of data.source={config.data.source!r} have 1'
+        )
+    if not 0 < config.data.validation_share < 1:
+        raise ValueError(f'data.validation_share={config.data.validation_share}: must be in (0, 1)')
+    if config.data.sampling == 'balanced' and config.training.loss == 'sigmoid':
+        raise ValueError(
+            "data.sampling='balanced' needs one class an example, not training.loss='sigmoid': choose 'uniform'"
+        )
     if not 0 < config.optimizer.layer_decay <= 1:
         raise ValueError(f'optimizer.layer_decay={config.optimizer.layer_decay}: must be in (0, 1]')
+    if config.evaluation.report == 'medical' and len(config.data.heads) > 1:
+        raise ValueError(
+            f"evaluation.report='medical' takes one head, not data.heads={tuple(config.data.heads)}: "
+            "choose 'standard'"
+        )
     if config.training.loss == 'sigmoid' and config.evaluation.average == 'softmax':
         raise ValueError(
             "evaluation.average='softmax' does not go with training.loss='sigmoid': choose 'logits'"
@@ -87,48 +119,114 @@ def check(config: ConfigDict) -> None:
         multiply_adds(make_model(config), clip_shape(config))
 
 
-def make_source(config: ConfigDict, split: str) -> Source:
-    """Opens a split; a ValueError of one line says which setting is wrong or which data is missing."""
+def examination(config: ConfigDict, on_progress: Callable[[int, int], None] | None = None) -> Examination:
+    """Returns how files are looked into; `on_progress` is told of the files done and in all."""
+    cache = pathlib.Path(config.data.cache).expanduser() if config.data.cache else default_cache()
+    return Examination(cache=cache, on_progress=on_progress or (lambda done, total: None))
+
+
+def open_source(config: ConfigDict, split: str, looking: Examination | None = None) -> Source:
+    """Opens a split, whatever is wrong with single files; a ValueError of one line says what is wrong with it."""
     data = config.data
-    if data.root is None and data.source in ('video_files', 'medmnist'):
+    if data.root is None and not data.csv and data.source not in ('tfds', 'medmnist', 'moving_digits'):
         raise ValueError(
             f'config.data.root is not set: get {data.dataset or "your videos"} and give its folder, laid out as '
             f'the docstring of the config tells, with --config.data.root=FOLDER'
         )
-    options = dict(data[data.source]) if data.source in ('moving_digits', 'medmnist') else {}
-    source = pipeline.make_source(
-        data.source,
-        split,
+    layout = Layout(
         root=data.root,
+        csv=data.csv,
         heads=tuple(data.heads),
         num_classes=tuple(data.num_classes),
-        frames=data.frames,
-        seed=config.seed,
-        options=options,
+        several_labels=config.training.loss == 'sigmoid',
+        validation_share=data.validation_share,
+        group=data.group,
+        seed=data.split_seed,
     )
-    if not len(source):
-        raise ValueError(
-            f'the split {split!r} of data.source={data.source!r} is empty (data.root={data.root})'
+    options = dict(data[data.source]) if data.source in data else {}
+    if data.source == 'volumes':
+        options['clip'] = ((data.frames - 1) * data.stride + 1, *data.crop)
+    collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of small objects come to stay: to look among them for garbage takes longest
+    try:
+        return open_by_name(
+            data.source,
+            split,
+            layout=layout,
+            examination=looking or examination(config),
+            frames=data.frames,
+            fps=data.fps,
+            seed=config.seed,
+            options=options,
         )
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def make_source(config: ConfigDict, split: str, looking: Examination | None = None) -> Source:
+    """Opens a split to train or evaluate on.
+
+    Raises:
+        ValueError: If a setting is wrong, data is missing, too many examples are bad, or one is where none may be.
+    """
+    data = config.data
+    source = open_source(config, split, looking)
+    where = f'the split {split!r} of data.source={data.source!r} (data.root={data.root}' + (
+        f', data.csv={data.csv})' if data.csv else ')'
+    )
+    if source.bad:
+        warnings.warn(judge_bad(config, where, source.bad, len(source) + len(source.bad)), stacklevel=2)
+    if not len(source):
+        raise ValueError(f'{where} is empty')
+    check_classes(config, split, source)
+    return source
+
+
+def judge_bad(config: ConfigDict, where: str, bad: Sequence[tuple[str, str]], total: int) -> str:
+    """Decides on examples that cannot be used; returns a line that names the first of them.
+
+    Args:
+        config: Whose `data.on_bad_video` and `data.max_bad` decide.
+        where: What they are of, for the message.
+        bad: (name, cause) of each.
+        total: Examples, good and bad.
+
+    Raises:
+        ValueError: If a run must not go on with the others.
+    """
+    data = config.data
+    named = ', '.join(f'{name} ({cause})' for name, cause in list(bad)[:5]) + (', …' if len(bad) > 5 else '')
+    line = f'{len(bad)} of {total} examples of {where} cannot be used: {named}'
+    check_it = 'python -m vivit_jax.data.check with the same options lists them'
+    if data.on_bad_video == 'error':
+        raise ValueError(f"{line}; data.on_bad_video='error' stops here, 'skip' leaves them out; {check_it}")
+    # One is no sign of trouble, however few examples there are.
+    if len(bad) > (max(data.max_bad * total, 1) if data.max_bad else 0):
+        raise ValueError(
+            f'{line}; these are {len(bad) / total:.1%}, more than data.max_bad={data.max_bad:g} allows; {check_it}'
+        )
+    return f'{line}; left out'
+
+
+def check_classes(config: ConfigDict, split: str, source: Source) -> None:
+    """Compares the classes that are set with those of the data; a ValueError tells both."""
     sizes, classes = head_sizes(config, source), len(source.class_names)
     if sum(sizes) != classes:
         raise ValueError(
             f'data.num_classes={sizes} but the {split!r} split has {classes} classes: set '
             f"--config.data.num_classes='({classes},)', or '()' to take what the data has"
         )
-    return source
 
 
 def head_sizes(config: ConfigDict, source: Source | None = None) -> tuple[int, ...]:
     """Returns the classes of each head: those set, else those of the source."""
     sizes = tuple(config.data.num_classes)
     if not sizes and source is not None:
-        sizes = (len(source.class_names),)
+        sizes = tuple(getattr(source, 'head_sizes', (len(source.class_names),)))
     if len(sizes) != len(config.data.heads):
-        raise ValueError(
-            f'data.num_classes={tuple(config.data.num_classes)} does not go with data.heads='
-            f'{tuple(config.data.heads)}: one number a head'
-        )
+        told = f'data.num_classes={sizes}' if config.data.num_classes else f'the data, of {sizes} classes,'
+        raise ValueError(f'{told} does not go with data.heads={tuple(config.data.heads)}: one number a head')
     return sizes
 
 
@@ -226,9 +324,15 @@ def rate_factors(config: ConfigDict, params: Any) -> Any:
     )
 
 
-def training_examples(config: ConfigDict, source: Source) -> pipeline.TrainingExamples:
+def training_examples(
+    config: ConfigDict, source: Source, bad_files: BadFiles | None = None
+) -> pipeline.TrainingExamples:
     """Returns what turns positions of the training stream into examples."""
     data = config.data
+    classes = None
+    if data.sampling == 'balanced':
+        # Of several heads the first is balanced.
+        classes = np.array([np.ravel(source[index].label)[0] for index in range(len(source))])
     augmentation = transforms.training_transforms(
         short_side=data.short_side,
         crop=tuple(data.crop),
@@ -238,24 +342,36 @@ def training_examples(config: ConfigDict, source: Source) -> pipeline.TrainingEx
         colour_drop=data.colour_drop,
         randaugment_layers=data.randaugment_layers,
         randaugment_magnitude=data.randaugment_magnitude,
+    ) + volume_transforms.volume_transforms(
+        size=(data.frames, *data.crop),
+        videos=data.source not in ('medmnist', 'volumes'),
+        **data.volume_augment,
     )
     return pipeline.TrainingExamples(
         source=source,
+        split=data.train_split,
+        order=Order(len(source), config.seed, classes),
         seed=config.seed,
         frames=data.frames,
         stride=data.stride,
         short=data.short,
         augmentation=augmentation,
+        bad_files=bad_files,
     )
 
 
 def evaluation_examples(
-    config: ConfigDict, source: Source, *, temporal_views: int, spatial_views: int
+    config: ConfigDict,
+    source: Source,
+    *,
+    temporal_views: int,
+    spatial_views: int,
+    split: str = '',
+    bad_files: BadFiles | None = None,
 ) -> pipeline.EvaluationExamples:
     """Returns what turns indices into examples with their views."""
     data = config.data
-    return pipeline.EvaluationExamples(
-        source=source,
+    views = Views(
         frames=data.frames,
         stride=data.stride,
         short=data.short,
@@ -264,6 +380,7 @@ def evaluation_examples(
         temporal_views=temporal_views,
         spatial_views=spatial_views,
     )
+    return pipeline.EvaluationExamples(source=source, split=split, views=views, bad_files=bad_files)
 
 
 def reading(config: ConfigDict, mesh: Mesh) -> dict[str, object]:

@@ -7,127 +7,30 @@ import pathlib
 import time
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from vivit_jax import evaluate, experiment, init_from, learning_rates, losses, sharding
+from vivit_jax import checkpoint, evaluate, experiment, init_from, sharding
+from vivit_jax.bad_videos import BadVideos
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
+from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.examine import read_known, write_known
 from vivit_jax.data.record import Source
+from vivit_jax.describing import describe, describe_data
 from vivit_jax.formats.account import Account
 from vivit_jax.formats.weights import Weights
-from vivit_jax.mixup import mixup
-from vivit_jax.models.cost import multiply_adds
-from vivit_jax.models.vivit import ViViT
-from vivit_jax.optimizer import ema_update
 from vivit_jax.signals import Stopped, caught_signals
+from vivit_jax.train_step import TrainState, create_state, train_step
 from vivit_jax.writers import MetricWriter, Terminal, device_memory, make_folder, progress_text
+
+MANIFEST = 'manifest.jsonl.gz'  # what was found in the files when the run began
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything that a step changes.
-
-    Attributes:
-        step: Steps done, int32 scalar. (Shapes or shardings may stand in for the arrays.)
-        params: The model's parameters.
-        opt_state: The optimiser's state.
-        ema: Moving average of the parameters, None without.
-    """
-
-    step: Any
-    params: Any
-    opt_state: Any
-    ema: Any | None
-
-
-def create_state(
-    model: ViViT,
-    optimizer: optax.GradientTransformation,
-    clip: tuple[int, int, int, int],
-    *,
-    seed: int,
-    with_ema: bool,
-) -> TrainState:
-    """Returns fresh parameters and optimiser state for clips of `clip = (t, h, w, c)`."""
-    params = model.init(jax.random.key(seed), jnp.zeros((1, *clip), jnp.float32))['params']
-    ema = jax.tree.map(jnp.copy, params) if with_ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
-
-
-def train_step(
-    state: TrainState,
-    batch: pipeline.Batch,
-    *,
-    model: ViViT,
-    optimizer: optax.GradientTransformation,
-    loss: str,
-    head_sizes: tuple[int, ...],
-    label_smoothing: float,
-    mixup_alpha: float,
-    ema_decay: float,
-    seed: int,
-    learns: Any = True,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of gradient descent.
-
-    The batch is seen whole, however it is split over devices: its gradient is the average over all examples
-    before it is clipped. Randomness comes from the seed and the step alone.
-
-    Args:
-        state: Where training stands.
-        batch: `video` `[b t h w c]`, `label`, `mask` as the pipeline gives them.
-        model: The model.
-        optimizer: See `optimizer.create_optimizer`.
-        loss: 'softmax' or 'sigmoid'.
-        head_sizes: Classes of each head.
-        label_smoothing: See `losses.smooth_labels`.
-        mixup_alpha: See `mixup.mixup`; 0 leaves it out.
-        ema_decay: Of the moving average; 0 when there is none.
-        seed: Of mixup, dropout and stochastic depth.
-        learns: Which parameters do: a bool, or a tree of one for each parameter. The others stay as they are, bit
-            for bit, their average too, and cost no backward pass; see `learning_rates.scale_updates` for the
-            optimiser's side.
-
-    Returns:
-        The next state, and float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`.
-    """
-    mixup_rng, dropout_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    video = evaluate.to_float(batch['video'])
-    targets = losses.one_hot_targets(batch['label'], head_sizes)
-    if mixup_alpha:
-        video, targets = mixup(mixup_rng, video, targets, alpha=mixup_alpha)
-
-    def mean_loss(params: Any) -> jax.Array:
-        params = jax.tree.map(lambda yes, w: w if yes else jax.lax.stop_gradient(w), learns, params)
-        logits, _ = model.apply({'params': params}, video, train=True, rngs={'dropout': dropout_rng})
-        each = losses.per_example_loss(
-            logits, targets, loss=loss, head_sizes=head_sizes, label_smoothing=label_smoothing
-        )
-        return losses.masked_mean(each, batch['mask'])
-
-    value, gradient = jax.value_and_grad(mean_loss)(state.params)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params = jax.tree.map(lambda yes, new, old: new if yes else old, learns, params, state.params)
-    ema = state.ema
-    if ema is not None:
-        average = ema_update(ema, params, ema_decay, state.step)
-        ema = jax.tree.map(lambda yes, new, old: new if yes else old, learns, average, ema)
-    scalars = {
-        'loss': value,
-        'grad_norm': optax.global_norm(gradient),
-        'update_norm': optax.global_norm(updates),
-    }
-    return TrainState(state.step + 1, params, opt_state, ema), scalars
 
 
 class Run:
@@ -271,7 +174,7 @@ class Run:
             'epoch': step / self.plan.steps_per_epoch,
         }
 
-    def validate(self, state: TrainState) -> dict[str, float]:
+    def validate(self, state: TrainState, bad_files: BadFiles) -> dict[str, float]:
         """Evaluates one view of the validation split."""
         if self._eval_step is None:
             self._eval_step = evaluate.make_eval_step(self.config, self.model, self.sizes, self.mesh)
@@ -282,35 +185,21 @@ class Run:
             params,
             self._eval_step,
             self.mesh,
+            split=self.config.data.validation_split,
+            bad_files=bad_files,
             on_batch=functools.partial(self.terminal.bar, 'validating'),
         )
         return outcome.metrics
 
     def describe(self) -> dict[str, str]:
         """Returns lines about the model with its cost, the devices, and what learns where that differs."""
-        config = self.config
-        clip = experiment.clip_shape(config)
-        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes.params))
-        gflops = multiply_adds(self.model, clip) / 1e9
-        device, mesh = self.mesh.devices.flat[0], self.mesh
-        axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-        processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
-        lines = {
-            'model': f'{config.model.attention}, {parameters / 1e6:.3f} M parameters, {gflops:.3f} GFLOPs '
-            f'(multiply-adds) a clip of {" x ".join(map(str, clip))}, {config.model.dtype}',
-            'devices': f'{mesh.devices.size} x {device.device_kind} ({device.platform}), {axes}{processes}',
-        }
-        if not experiment.learns_evenly(config):
-            rates = learning_rates.table(self.shapes.params, self.factors, config.optimizer.learning_rate)
-            lines['learns'] = '\n'.ljust(13).join(rates)
-        return lines
+        return describe(self.config, self.model, self.shapes.params, self.mesh, self.factors)
 
-    def announce(self, first: int) -> None:
+    def announce(self, first: int, sources: dict[str, Source]) -> None:
         """Says what is about to happen: model, devices, data, steps."""
         config, steps = self.config, self.plan
         lines = self.describe() | {
-            'data': f'{config.data.source}: {len(self.source):,} training and {len(self.validation):,} '
-            f'validation examples, {sum(self.sizes)} classes',
+            'data': '\n'.ljust(13).join(describe_data(config, sources, self.sizes)),
             'steps': f'{steps.total_steps:,} of {config.training.batch_size} clips '
             f'({steps.total_steps / steps.steps_per_epoch:.3g} epochs), validation every {steps.evaluate_every:,}',
             'settings': f'{self.folder / "config.json"}',
@@ -352,11 +241,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
     with Terminal() as terminal:
         experiment.check(config)
         data = config.data
+        looking = experiment.examination(config, terminal.counter('looking into files'))
+        goes_on = checkpoint.find(folder) is not None
+        if goes_on:
+            looking.known = read_known(folder / MANIFEST)
         splits = dict.fromkeys((data.train_split, data.validation_split, *data.test_splits))
-        sources = {split: experiment.make_source(config, split) for split in splits}
+        sources = {split: experiment.make_source(config, split, looking) for split in splits}
         config, weights = init_from.prepare(config, folder)
         run = Run(config, folder, sources[data.train_split], sources[data.validation_split], terminal)
         make_folder(folder)
+        if looking.seen and jax.process_index() == 0:
+            write_known(folder / MANIFEST, looking)
+        bad = BadVideos(config, folder, sources, terminal, anew=not goes_on)
         best_metric = config.checkpoint.best_metric
         with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
             state = run.begin(checkpoints, weights)
@@ -364,9 +260,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
             first = int(state.step)
             if jax.process_index() == 0:
                 (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-            run.announce(first)
+            run.announce(first, sources)
             with MetricWriter(folder, resume_step=first) as writer, caught_signals() as caught:
-                state = _loop(run, state, first, checkpoints, writer, caught)
+                state = _loop(run, state, first, checkpoints, writer, caught, bad)
             checkpoints.wait()
             step = checkpoints.best_step()
             params = state.params if state.ema is None else state.ema
@@ -374,7 +270,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
                 params = evaluate.load_params(checkpoints, step, run.model, config, run.mesh)
         best = f', the best by {best_metric}' if best_metric else ''
         terminal.say(f'evaluating step {step}{best}')
-        report = evaluate.evaluate_tests(config, sources, params, run.model, run.mesh, folder, terminal)
+        report = evaluate.evaluate_tests(config, sources, params, run.model, run.mesh, folder, terminal, bad)
         terminal.say(
             f'also there: checkpoints/, config.json, metrics.jsonl; curves: tensorboard --logdir {folder}'
         )
@@ -383,13 +279,19 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
 
 
 def _loop(
-    run: Run, state: TrainState, first: int, checkpoints: Checkpoints, writer: MetricWriter, caught: list[int]
+    run: Run,
+    state: TrainState,
+    first: int,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    caught: list[int],
+    bad: BadVideos,
 ) -> TrainState:
     """Steps from `first` to the end of the plan, with everything that is due between steps."""
     config, total = run.config, run.plan.total_steps
     log_every, save_every = config.training.log_every, config.checkpoint.every_steps
     reading: dict[str, Any] = experiment.reading(config, run.mesh)
-    examples = experiment.training_examples(config, run.source)
+    examples = experiment.training_examples(config, run.source, bad.files)
     batch_size = config.training.batch_size
     with pipeline.batches(
         examples, batch_size=batch_size, first_step=first, last_step=total, **reading
@@ -416,6 +318,11 @@ def _loop(
                 began = lap = time.perf_counter()
                 logged, waited = step, 0.0
             run.terminal.bar('step', step, total)
+            try:
+                bad.look()
+            except ValueError:
+                run.save(checkpoints, state, step)
+                raise
             if step % log_every == 0 or step == total:
                 means = run.log(step)
                 now = time.perf_counter()
@@ -424,13 +331,15 @@ def _loop(
                 means['data_wait'] = min(waited / seconds, 1.0)
                 if (memory := device_memory()) is not None:
                     means['device_memory'] = memory
+                if bad.count:
+                    means['bad_videos'] = bad.count
                 writer.write(step, 'train', means)
                 left = (now - began) / max(step - first - 1, 1) * (total - step)
                 run.terminal.progress(step, total, progress_text(means, seconds_left=left))
                 lap, logged, waited = time.perf_counter(), step, 0.0
             if step % run.plan.evaluate_every == 0 or step == total:
                 paused = time.perf_counter()
-                metrics = run.validate(state)
+                metrics = run.validate(state, bad.files)
                 writer.write(step, 'validation', metrics)
                 run.terminal.say(f'step {step}  validation  {_line(metrics)}')
                 run.save(checkpoints, state, step, metrics)

@@ -4,12 +4,16 @@ import datetime
 import json
 import math
 import pathlib
+import time
+from collections.abc import Callable
 
 import jax
 import rich.box
 import rich.console
 import rich.progress
 import rich.table
+
+SECONDS_A_LINE = 20.0  # of a long phase, where there is no terminal
 
 
 class MetricWriter:
@@ -115,6 +119,21 @@ class Terminal:
         self._bars.update(self._tasks[phase], completed=done, total=total)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(phase))
+
+    def counter(self, phase: str) -> Callable[[int, int], None]:
+        """Returns what tells of a long phase: a bar, or a line now and then where there is no terminal."""
+        began = told = time.monotonic()
+
+        def count(done: int, total: int) -> None:
+            nonlocal told
+            self.bar(phase, done, total)
+            now = time.monotonic()
+            if not self._console.is_terminal and now - told > SECONDS_A_LINE:
+                told = now
+                left = duration((now - began) / done * (total - done))
+                self.say(f'{phase}: {done:,} of {total:,}, ETA {left}')
+
+        return count
 
     def progress(self, done: int, total: int, text: str) -> None:
         """Reports training: beside the bar, or as a line where there is no terminal."""

@@ -40,7 +40,10 @@ class MovingDigits:
     Attributes:
         class_names: The 8 directions, each equally frequent.
         digest: What the clips depend on.
+        bad: Nothing: there are no files.
     """
+
+    bad = ()
 
     def __init__(self, split: str, *, size: int, seed: int = 0, frames: int = 16, canvas: int = 32):
         """Makes the source; clips are made when they are read.

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import gc
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import grain
 import grain.experimental
@@ -22,139 +21,110 @@ from jax.sharding import Mesh
 
 from vivit_jax import sharding
 from vivit_jax.data import clips, transforms
-from vivit_jax.data.record import Label, Source
-
-SOURCES = ('moving_digits', 'video_files', 'medmnist')
+from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.record import Label, Source, UnreadableExample
+from vivit_jax.data.sampling import Order
+from vivit_jax.data.views import Views
 
 Example = dict[str, np.ndarray]
-# Evaluation draws nothing, but transforms are called with a generator.
-_NO_RANDOMNESS = np.random.default_rng(0)
+# So many examples in a row that cannot be read are no accident: the disk is gone, not a file.
+ATTEMPTS = 50
 Batch = dict[str, jax.Array]
-
-
-def make_source(
-    name: str,
-    split: str,
-    *,
-    root: str | None,
-    heads: tuple[str, ...],
-    num_classes: tuple[int, ...],
-    frames: int,
-    seed: int,
-    options: dict[str, Any],
-) -> Source:
-    """Opens one split of a data set.
-
-    Args:
-        name: One of `SOURCES`.
-        split: Which split; the source tells which it has.
-        root: Folder that holds the data, for those that read files.
-        heads: Names of the heads.
-        num_classes: Classes of each head, where the data may not show all of them; () as the data tells.
-        frames: Frames of a generated clip.
-        seed: Of generated clips.
-        options: Further settings of this source, as `config.data.<name>`.
-
-    Raises:
-        ValueError: If the source or the split is unknown, or the data is not there; one line.
-    """
-    if name == 'moving_digits':
-        from vivit_jax.data.moving_digits import MovingDigits
-
-        kind = 'test' if split.startswith('test') else split
-        size = options.get(f'{kind}_size', 1)
-        return MovingDigits(split, size=size, seed=seed, frames=frames, canvas=options['canvas'])
-    if name not in SOURCES:
-        raise ValueError(f'data.source={name!r}: choose one of {", ".join(SOURCES)}')
-    if name == 'medmnist':
-        from vivit_jax.data.medmnist import MedMNIST
-
-        return MedMNIST(split, root=root, **options)
-    from vivit_jax.data.video_files import VideoFiles
-
-    return VideoFiles(split, root=root, heads=heads, num_classes=num_classes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingExamples:
     """Maps a position of the endless training stream to an example.
 
+    An example that cannot be read is named in the list of bad files, and another one, drawn from the position's
+    randomness, takes its place.
+
     Attributes:
-        source: Where records come from; every epoch has each of them once, in an order of its own.
-        seed: Of order, clips and augmentation.
+        source: Where records come from.
+        split: Its name, for the list of bad files.
+        order: Which example is where in each epoch.
+        seed: Of clips and augmentation.
         frames: Frames of a clip.
         stride: Frames of the video from one to the next.
         short: What a video shorter than its clip does, see `clips.random_clip`.
         augmentation: Transforms, in order.
+        bad_files: Where examples that cannot be read are named.
     """
 
     source: Source
+    split: str
+    order: Order
     seed: int
     frames: int
     stride: int
     short: str
     augmentation: tuple[Callable[..., np.ndarray], ...]
+    bad_files: BadFiles | None = None
 
     def __call__(self, position: int) -> Example:
         """Returns `video` `[t h w c]`, `label`, `mask` and `index`."""
         epoch, place = divmod(position, len(self.source))
-        index = int(_order(len(self.source), self.seed, epoch)[place])
+        index = int(self.order(epoch)[place])
         rng = np.random.default_rng((self.seed, position))
-        record = self.source[index]
-        chosen = clips.random_clip(
-            record.num_frames, frames=self.frames, stride=self.stride, rng=rng, short=self.short
-        )
-        video = transforms.apply(self.augmentation, record.read(chosen), rng)
-        return _example(video, record.label, index, mask=True)
+        cause = ''
+        for _ in range(ATTEMPTS):
+            record = self.source[index]
+            chosen = clips.random_clip(
+                record.num_frames, frames=self.frames, stride=self.stride, rng=rng, short=self.short
+            )
+            try:
+                pixels = record.read(chosen)
+            except UnreadableExample as error:
+                cause = str(error)
+                _name_bad(self.bad_files, self.split, record.name, cause, 'while training')
+                index = int(rng.integers(len(self.source)))
+                continue
+            return _example(transforms.apply(self.augmentation, pixels, rng), record.label, index, mask=True)
+        raise ValueError(f'{ATTEMPTS} examples of {self.split!r} in a row cannot be read, the last: {cause}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationExamples:
     """Maps an index to an example with all its views; indices past the end give masked padding.
 
+    An example that cannot be read is named in the list of bad files and masked as well.
+
     Attributes:
         source: Where records come from.
-        frames: Frames of a clip.
-        stride: Frames of the video from one to the next.
-        short: What a video shorter than its clip does.
-        short_side: Pixels to which the shorter side is resized; 0 leaves it.
-        crop: (height, width) of a view in pixels.
-        temporal_views: Clips, evenly spaced.
-        spatial_views: Crops of each clip.
+        split: Its name, for the list of bad files.
+        views: What is read of each.
+        bad_files: Where examples that cannot be read are named.
     """
 
     source: Source
-    frames: int
-    stride: int
-    short: str
-    short_side: int
-    crop: tuple[int, int]
-    temporal_views: int
-    spatial_views: int
+    split: str
+    views: Views
+    bad_files: BadFiles | None = None
 
     def __call__(self, index: int) -> Example:
         """Returns `video` `[t h w c]`, or `[v t h w c]` of several views (time outermost), and the rest."""
         within = min(index, len(self.source) - 1)
-        record = self.source[within]
-        chosen = clips.clip_views(
-            record.num_frames,
-            frames=self.frames,
-            stride=self.stride,
-            views=self.temporal_views,
-            short=self.short,
+        mask = index == within
+        cause = ''
+        for attempt in range(min(ATTEMPTS, len(self.source))):
+            # Padding is another example's pixels: that they are there is all that matters.
+            record = self.source[(within + attempt) % len(self.source)]
+            try:
+                video = self.views(record)
+            except UnreadableExample as error:
+                cause = str(error)
+                _name_bad(self.bad_files, self.split, record.name, cause, 'while evaluating')
+                mask = False
+                continue
+            return _example(video, self.source[within].label, within, mask=mask)
+        raise ValueError(
+            f'{attempt + 1} examples of {self.split!r} in a row cannot be read, the last: {cause}'
         )
-        # Views overlap: each frame is read once.
-        wanted, places = np.unique(chosen, return_inverse=True)
-        frames = record.read(wanted)
-        if self.short_side:
-            frames = transforms.ResizeShortSide(size=self.short_side, minimum=self.crop)(
-                frames, _NO_RANDOMNESS
-            )
-        crops = transforms.spatial_views(frames, size=self.crop, views=self.spatial_views)
-        views = crops[:, places.reshape(chosen.shape)].swapaxes(0, 1)
-        video = views.reshape(-1, *views.shape[2:])
-        video = video[0] if len(video) == 1 else video
-        return _example(video, record.label, within, mask=index == within)
+
+
+def _name_bad(bad_files: BadFiles | None, split: str, name: str, cause: str, found: str) -> None:
+    if bad_files is not None:
+        bad_files.add(split, name, cause, found)
 
 
 def _example(video: np.ndarray, label: Label, index: int, *, mask: bool) -> Example:
@@ -165,12 +135,6 @@ def _example(video: np.ndarray, label: Label, index: int, *, mask: bool) -> Exam
         'mask': np.asarray(mask),
         'index': np.asarray(index, np.int32),
     }
-
-
-@functools.lru_cache(maxsize=8)
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch; some are kept, as a batch may straddle them."""
-    return np.random.default_rng((seed, epoch, length)).permutation(length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,29 @@ from jaxtyping import Integer, Shaped
 Label = int | tuple[int, ...] | tuple[float, ...]
 
 
+class UnreadableExample(ValueError):
+    """The pixels of an example cannot be read: its file is damaged, gone or not what it seemed to be."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What a look into a file tells once and for all; kept in a manifest, so that it is looked into once.
+
+    Attributes:
+        num_frames: Frames that can be read, at least 1.
+        frame_size: (height, width) of a frame in pixels, upright.
+        seconds: Duration, None where there is no time.
+        codec: What the pixels are stored as, as `h264`.
+        index: What the reader needs to find its way, packed as text; only the reader understands it.
+    """
+
+    num_frames: int
+    frame_size: tuple[int, int]
+    seconds: float | None
+    codec: str
+    index: str = ''
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
     """One example before anything is decoded: enough to choose a clip, and the means to read it.
@@ -20,7 +43,9 @@ class Record:
         num_frames: Frames that `read` can return, at least 1.
         frame_size: (height, width) of a frame in pixels.
         read: Maps frame indices in `[0, num_frames)`, in any order and with repetitions, to the pixels
-            `[t h w c]`: uint8, or float32 scaled to [-1, 1].
+            `[t h w c]`: uint8, or float32 scaled to [-1, 1]. Raises `UnreadableExample` where it cannot.
+        seconds: Duration, None where there is no time.
+        codec: What the pixels are stored as, '' where they are not stored as such.
     """
 
     name: str
@@ -28,6 +53,8 @@ class Record:
     num_frames: int
     frame_size: tuple[int, int]
     read: Callable[[Integer[np.ndarray, ' t']], Shaped[np.ndarray, 't h w c']]
+    seconds: float | None = None
+    codec: str = ''
 
 
 @runtime_checkable
@@ -41,6 +68,10 @@ class Source(Protocol):
     @property
     def digest(self) -> str:
         """A text that differs where the examples, their order or labels do; a resumed run compares it."""
+
+    @property
+    def bad(self) -> Sequence[tuple[str, str]]:
+        """(name, cause) of each example that was left out since it cannot be used."""
 
     def __len__(self) -> int:
         """Returns the number of examples."""

@@ -1,0 +1,1 @@
+"""Files that hold frames or voxels: how each format is read, and prepared videos written (numpy only)."""

@@ -1,0 +1,85 @@
+"""Sources by name: which there are, and how each is opened."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vivit_jax.data.examine import Examination
+from vivit_jax.data.listing import Layout
+from vivit_jax.data.record import Source
+
+LISTED = ('video_files', 'frame_folders', 'volumes')  # by folders or tables
+SOURCES = (*LISTED, 'array_record', 'tfrecords', 'tfds', 'medmnist', 'moving_digits')
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    layout: Layout,
+    examination: Examination,
+    frames: int,
+    fps: float,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Source:
+    """Opens one split of a data set; whatever is wrong with single files is in its `bad`.
+
+    Args:
+        name: One of `SOURCES`.
+        split: Which split; the source tells which it has.
+        layout: Where examples are told, and how they are labelled.
+        examination: How files are looked into.
+        frames: Frames of a generated clip.
+        fps: Frames a second that are counted; 0: the file's own.
+        seed: Of generated clips.
+        options: Further settings of this source, as `config.data.<name>`.
+
+    Raises:
+        ValueError: If the source or the split is unknown, or the data is not there; one line.
+    """
+    if name not in SOURCES:
+        raise ValueError(f'data.source={name!r}: choose one of {", ".join(SOURCES)}')
+    if fps and name != 'video_files':
+        raise ValueError(
+            f'data.fps={fps:g}: clips of data.source={name!r} are counted in frames; set it to 0'
+        )
+    if name in LISTED:
+        from vivit_jax.data.listed import ListedFiles
+
+        kind = _kind(name, options)
+        return ListedFiles(split, kind=kind, layout=layout, examination=examination, fps=fps)
+    if name == 'array_record':
+        from vivit_jax.data.array_record import ArrayRecords
+
+        return ArrayRecords(split, root=layout.root)
+    if name == 'tfrecords':
+        from vivit_jax.data.tfrecords import TFRecords
+
+        return TFRecords(split, layout=layout, examination=examination, **options)
+    if name == 'tfds':
+        from vivit_jax.data.tfds import TFDS
+
+        return TFDS(split, layout=layout, examination=examination, **options)
+    if name == 'medmnist':
+        from vivit_jax.data.medmnist import MedMNIST
+
+        return MedMNIST(split, root=layout.root, **options)
+    from vivit_jax.data.moving_digits import SPLITS, MovingDigits
+
+    sizes = {part: options[('test' if part.startswith('test') else part) + '_size'] for part in SPLITS}
+    # MovingDigits tells of an unknown split.
+    return MovingDigits(split, size=sizes.get(split, 1), seed=seed, frames=frames, canvas=options['canvas'])
+
+
+def _kind(name: str, options: Mapping[str, Any]) -> Any:
+    if name == 'video_files':
+        from vivit_jax.data import video_files
+
+        return video_files.KIND
+    if name == 'frame_folders':
+        from vivit_jax.data import frame_folders
+
+        return frame_folders.KIND
+    from vivit_jax.data import volumes
+
+    return volumes.kind(**options)
