@@ -1,0 +1,443 @@
+"""Measures how fast training clips are read, beside a plain PyAV loop and decord, stage by stage, and in all.
+
+Three tables:
+  readers     the same clips by each reader, taking turns clip by clip, one thread each: clips a second of processor
+              time, and how many times that of the plain loop (median, lowest and highest of the rounds). "clips" ends
+              with the pixels of the model's input (resized with jitter, cropped, mirrored), "frames" with decoded RGB
+              frames. The plain loop is what one writes at first: seek to the time of the first frame, decode to the
+              last. "right" counts the clips whose frames are those of decoding from the start.
+  stages      processor time of a clip: opening, seeking and decoding, conversion to RGB, resize, crop and mirroring,
+              making a batch, putting it on the device; and colours and RandAugment, each as if on for every clip.
+  in all      batches as training gets them, with colours and RandAugment as configured, in threads and worker
+              processes: clips a second, processor cores in use, the most memory in MiB beside what the program holds
+              before it reads, and what bounds it, but for some tens of MiB of the decoder's and other libraries' own:
+              clips that wait and are being made; and a worker's memory in all.
+
+Examples:
+  python tools/benchmark_data.py --videos=FOLDER
+  python tools/benchmark_data.py --videos=FOLDER --config.data.stride=1 --threads=1,2,4 --workers=0,2 --json=data.json
+  python tools/benchmark_data.py --config=configs/my_videos.py --config.data.root=FOLDER
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import av
+import cv2
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vivit_jax import config as config_module
+from vivit_jax import experiment, sharding
+from vivit_jax.data import clips, pipeline, transforms
+from vivit_jax.data.files import decoding
+from vivit_jax.data.randaugment import RandAugment
+from vivit_jax.data.record import Found, Record, Source
+
+BASE = pathlib.Path(__file__).parent.parent / 'configs' / 'base.py'
+# Of --videos: without labels, and with batches that fit into small machines.
+OF_VIDEOS = {
+    'data.num_classes': '(1,)',
+    'data.colour_jitter': '0.0',
+    'data.colour_drop': '0.0',
+    'training.batch_size': '8',
+}
+OURS, PLAIN, DECORD = 'vivit_jax', 'plain PyAV loop', 'decord'
+File = tuple[str, Found]
+Drawn = tuple[str, Found, np.ndarray]  # a file, what was found in it, and the frames of a clip
+Reader = Callable[[str, Found, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Videos:
+    """A source of files without labels."""
+
+    files: tuple[File, ...]
+    class_names: tuple[str, ...] = ('video',)
+    digest: str = ''
+    bad: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        """Returns the number of files."""
+        return len(self.files)
+
+    def path(self, index: int) -> str:
+        """Returns the path of a file."""
+        return self.files[index][0]
+
+    def __getitem__(self, index: int) -> Record:
+        """Returns the record at `index`."""
+        path, found = self.files[index]
+        read = functools.partial(decoding.read_frames, path, found)
+        return Record(name=path, label=0, num_frames=found.num_frames, frame_size=found.frame_size, read=read)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--config', metavar='FILE', help='experiment whose training data is read')
+    what.add_argument('--videos', metavar='FOLDER', help='folder of videos, searched at any depth')
+    parser.add_argument('--threads', type=_numbers, default=(1, 2), metavar='N,N', help='that read (1,2)')
+    parser.add_argument(
+        '--workers', type=_numbers, default=(0, 1, 2), metavar='N,N', help='processes (0,1,2)'
+    )
+    parser.add_argument('--clips', type=int, default=24, metavar='N', help='clips of a round (24)')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds of readers and stages (5)')
+    parser.add_argument('--json', metavar='FILE', help='also write all figures there')
+    parsed, rest = parser.parse_known_args()
+    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
+        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
+    if min(parsed.clips, parsed.rounds, *parsed.threads) < 1 or min(parsed.workers) < 0:
+        parser.error('--clips, --rounds and --threads must be at least 1, --workers at least 0')
+    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    try:
+        if parsed.videos:
+            config = config_module.load(str(BASE), OF_VIDEOS | overrides)
+            source: Source = _videos(pathlib.Path(parsed.videos))
+        else:
+            config = config_module.load(parsed.config, overrides)
+            source = experiment.make_source(config, config.data.train_split)
+        report = _measure(config, source, parsed)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    print('\n'.join(_text(report)))
+    if parsed.json:
+        pathlib.Path(parsed.json).write_text(json.dumps(report, indent=2) + '\n')
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(','))
+
+
+def _videos(folder: pathlib.Path) -> Videos:
+    """Looks into all files of a folder; says which are no videos."""
+    if not folder.is_dir():
+        raise ValueError(f'--videos={folder} is not a folder')
+    paths = sorted(str(path) for path in folder.rglob('*') if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        outcomes = list(executor.map(decoding.probe, paths))
+    for path, cause in zip(paths, outcomes, strict=True):
+        if isinstance(cause, str):
+            print(f'left out: {path}: {cause}', file=sys.stderr)
+    files = tuple((p, f) for p, f in zip(paths, outcomes, strict=True) if not isinstance(f, str))
+    if not files:
+        raise ValueError(f'--videos={folder}: none of its {len(paths)} files is a video that can be read')
+    return Videos(files)
+
+
+def _measure(config: ConfigDict, source: Source, parsed: argparse.Namespace) -> dict[str, Any]:
+    data = config.data
+    report: dict[str, Any] = {
+        'command': ' '.join(sys.argv),
+        'machine': f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, '
+        f'{jax.devices()[0].device_kind}; PyAV {av.__version__}, OpenCV {cv2.__version__}, jax {jax.__version__}',
+        'clip': f'{data.frames} frames, stride {data.stride}; short side {data.short_side} x '
+        f'{tuple(data.scale_jitter)}, crop {tuple(data.crop)}, flip {data.flip:g}',
+    }
+    if drawn := _draw(config, source, parsed.clips):
+        report['readers'], report['left_out'] = _compare(config, drawn, parsed.rounds)
+        report['stages'] = _stages(config, drawn, parsed.rounds)
+    report['in_all'] = []
+    for settings in itertools.product(parsed.workers, parsed.threads):
+        # In a fresh process, so that the most memory is that of one run.
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as executor:
+            run = executor.submit(_in_all, config, source, *settings, parsed.clips)
+            report['in_all'].append(run.result())
+    return report
+
+
+def _draw(config: ConfigDict, source: Source, number: int) -> list[Drawn]:
+    """Draws training clips, as many of each file; none where a source does not read video files."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(source))[:number].tolist()
+    paths = [source.path(index) for index in order] if hasattr(source, 'path') else []
+    outcomes = [(path, decoding.probe(path)) for path in paths if os.path.isfile(path)]
+    files = [(path, found) for path, found in outcomes if not isinstance(found, str)]
+    settings = {'frames': config.data.frames, 'stride': config.data.stride, 'short': config.data.short}
+    chosen = itertools.islice(itertools.cycle(files), number)
+    return [(path, found, clips.random_clip(found.num_frames, rng=rng, **settings)) for path, found in chosen]
+
+
+def _plain_loop(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
+    """Reads a clip as one would at first: by time, as if frames were evenly spaced."""
+    wanted = set(indices.tolist())
+    frames = {}
+    with av.open(path, **decoding.OPTIONS) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = av.codec.context.ThreadType.NONE  # or it would be more than one core's
+        stream.thread_count = 1
+        rate = stream.average_rate
+        container.seek(int(indices.min() / rate / stream.time_base), stream=stream)
+        for frame in container.decode(stream):
+            place = round(frame.time * rate)
+            if place in wanted:
+                frames[place] = frame.to_ndarray(format='rgb24')
+            if place >= indices.max():
+                break
+    # A frame that is missing is replaced by the nearest.
+    return np.stack([frames[min(frames, key=lambda place: abs(place - i))] for i in indices.tolist()])
+
+
+def _from_start(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
+    """Decodes everything up to the last frame: slow, and right."""
+    wanted, order = np.unique(indices, return_inverse=True)
+    clip = np.empty((len(wanted), *found.frame_size, 3), np.uint8)
+    container, stream = decoding.open_video(path)
+    with container:
+        decoding._decode_from_start(container, stream, wanted.tolist(), clip)
+    return clip[order]
+
+
+def _decord(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
+    import decord
+
+    return decord.VideoReader(path, num_threads=1).get_batch(indices.tolist()).asnumpy()
+
+
+def _plain_pixels(frames: np.ndarray, config: ConfigDict, rng: np.random.Generator) -> np.ndarray:
+    """Resizes, crops and mirrors a clip frame by frame, to the pixels that the transforms make of it."""
+    data = config.data
+    old, crop = frames.shape[1:3], tuple(data.crop)
+    new = list(old)
+    if data.short_side:
+        scale = max(data.short_side / min(old), crop[0] / old[0], crop[1] / old[1])
+        jitter = tuple(data.scale_jitter)
+        factors = (1.0, 1.0) if jitter == (1.0, 1.0) else rng.uniform(jitter[0], jitter[1], size=2)
+        new = [max(int(o * scale * f + 1e-6), c) for o, f, c in zip(old, factors, crop, strict=True)]
+    shrinks = new[0] <= old[0] and new[1] <= old[1]
+    filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    top, left = (int(rng.integers(n - c + 1)) for n, c in zip(new, crop, strict=True))
+    mirrored = rng.random() < data.flip if data.flip else False
+    made = []
+    for frame in frames:
+        window = cv2.resize(frame, (new[1], new[0]), interpolation=filter_) if data.short_side else frame
+        window = window[top : top + crop[0], left : left + crop[1]]
+        made.append(window[:, ::-1] if mirrored else window)
+    return np.stack(made)
+
+
+def _geometry(config: ConfigDict) -> tuple[transforms.Transform, ...]:
+    data = config.data
+    return transforms.training_transforms(
+        short_side=data.short_side,
+        crop=tuple(data.crop),
+        scale_jitter=tuple(data.scale_jitter),
+        flip=data.flip,
+        colour_jitter=0.0,
+        colour_drop=0.0,
+        randaugment_layers=0,
+        randaugment_magnitude=0.0,
+    )
+
+
+def _compare(
+    config: ConfigDict, drawn: Sequence[Drawn], rounds: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Returns a row of the table of readers each, and why files were left out."""
+    readers: dict[str, Reader] = {OURS: decoding.read_frames, PLAIN: _plain_loop}
+    with contextlib.suppress(ImportError):
+        import decord
+
+        decord.logging.set_level(decord.logging.FATAL)
+        readers[DECORD] = _decord
+    failing: dict[str, str] = {}
+    for (name, read), clip in itertools.product(readers.items(), drawn):
+        try:
+            if clip[0] not in failing:
+                read(*clip)
+        except Exception as error:  # of others' code, which may fail in any way
+            failing[clip[0]] = f'{name}: {str(error).splitlines()[0][:100]}'
+    drawn = [clip for clip in drawn if clip[0] not in failing]
+    if not drawn:
+        return [], failing
+    chain = _geometry(config)
+    right = dict.fromkeys(readers, 0)
+    for clip in drawn:
+        frames = _from_start(*clip)
+        for name in (OURS, PLAIN):  # others may turn the same pixels into other colours
+            right[name] += np.array_equal(readers[name](*clip), frames)
+
+    def whole(read: Reader, clip: Drawn, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        frames = read(*clip)
+        return (
+            transforms.apply(chain, frames, rng)
+            if read is decoding.read_frames
+            else _plain_pixels(frames, config, rng)
+        )
+
+    variants: dict[tuple[str, str], Callable[..., np.ndarray]] = {}
+    for name, read in readers.items():
+        variants['clips', name] = functools.partial(whole, read)
+        variants['frames', name] = lambda clip, seed, read=read: read(*clip)
+    seconds = _take_turns(variants, drawn, rounds)
+    rows = []
+    for (what, name), times in sorted(seconds.items()):
+        low, middle, high = np.quantile(np.array(seconds[what, PLAIN]) / times, (0, 0.5, 1)).tolist()
+        row = {'what': what, 'reader': name, 'clips_per_cpu_second': len(drawn) / float(np.median(times))}
+        row |= {'of_plain': middle, 'lowest': low, 'highest': high, 'clips': len(drawn)}
+        rows.append(row if name == DECORD else row | {'right': right[name]})
+    return rows, failing
+
+
+def _take_turns(
+    variants: dict[Any, Callable[..., Any]], drawn: Sequence[Any], rounds: int
+) -> dict[Any, list[float]]:
+    """Returns the processor time of each variant in each round, all taking turns clip by clip."""
+    order = list(variants)
+    seconds: dict[Any, list[float]] = {name: [] for name in order}
+    for turn in range(rounds):
+        total = dict.fromkeys(order, 0.0)
+        for seed, clip in enumerate(drawn):
+            order.append(order.pop(0))  # each goes first as often as the others
+            for name in order:
+                began = time.process_time()
+                variants[name](clip, seed + turn)
+                total[name] += time.process_time() - began
+        for name in order:
+            seconds[name].append(total[name])
+    return seconds
+
+
+def _leave_out(*args: Any) -> None:
+    """Does nothing, instead of what is to be left out."""
+
+
+def _stages(config: ConfigDict, drawn: Sequence[Drawn], rounds: int) -> dict[str, float]:
+    """Returns milliseconds of processor time a clip by stage: medians over rounds."""
+    chain = _geometry(config)
+    resize, crop = (chain[:1], chain[1:]) if config.data.short_side else ((), chain)
+    mesh, rows = sharding.make_mesh(config.sharding.fsdp), config.training.batch_size
+    made: dict[str, np.ndarray] = {}
+
+    def decode(clip: Drawn, seed: int) -> None:
+        with mock.patch.object(decoding, '_write', _leave_out):
+            decoding.read_frames(*clip)
+
+    def read(clip: Drawn, seed: int) -> None:
+        made['frames'] = decoding.read_frames(*clip)
+
+    def batch(clip: Drawn, seed: int) -> None:
+        made['batch'] = np.stack([made['clip']] * rows)
+
+    def transfer(clip: Drawn, seed: int) -> None:
+        jax.block_until_ready(sharding.to_global({'video': made['batch']}, mesh))
+
+    def augment(to: str, chain: Sequence[transforms.Transform], of: str, clip: Drawn, seed: int) -> None:
+        made[to] = transforms.apply(chain, made[of], np.random.default_rng(seed))
+
+    steps: dict[str, Callable[..., None]] = {
+        'open': lambda clip, seed: decoding.open_video(clip[0])[0].close(),
+        'seek and decode': decode,
+        'convert': read,
+        'resize': functools.partial(augment, 'resized', resize, 'frames'),
+        'crop and mirror': functools.partial(augment, 'clip', crop, 'resized'),
+        'batch': batch,
+        'transfer': transfer,
+        'colour jitter': functools.partial(augment, '', [transforms.ColourJitter(probability=1.0)], 'clip'),
+        'RandAugment': functools.partial(augment, '', [RandAugment(layers=2, magnitude=15)], 'clip'),
+    }
+    for step in steps.values():  # each works on what one before it has made
+        step(drawn[0], 0)
+    seconds = _take_turns(steps, drawn, rounds)
+    times = {name: 1000 / len(drawn) * float(np.median(values)) for name, values in seconds.items()}
+    times['convert'] -= times['seek and decode']  # which it does as well
+    times['seek and decode'] -= times['open']
+    return times | {name: times[name] / rows for name in ('batch', 'transfer')}
+
+
+def _in_all(config: ConfigDict, source: Source, workers: int, threads: int, number: int) -> dict[str, Any]:
+    """Reads at least `number` clips as training does."""
+    rows, mesh = config.training.batch_size, sharding.make_mesh(config.sharding.fsdp)
+    examples = experiment.training_examples(config, source)
+    clip = examples(0)['video'].nbytes
+    before = _peak()
+    steps = -(-number // rows)
+    settings: dict[str, Any] = {'threads': threads, 'workers': workers, 'prefetch': config.data.prefetch}
+    with pipeline.batches(
+        examples, batch_size=rows, first_step=0, last_step=10**6, mesh=mesh, **settings
+    ) as batches:
+        jax.block_until_ready(next(batches))
+        began, processor = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            jax.block_until_ready(next(batches))
+        seconds, processor = time.perf_counter() - began, time.process_time() - processor
+        peaks = [_peak(child.pid or 'self') for child in multiprocessing.active_children()]
+    # Read and waiting in order; put together, waiting for the device, on it, and a copy on the way.
+    waiting = (0 if workers else max(2 * threads, rows)) + (config.data.prefetch + 3) * rows
+    sizes = np.array([source[index].frame_size for index in range(min(len(source), 1000))])
+    scale = config.data.short_side / sizes.min(axis=1) * max(config.data.scale_jitter)
+    pixels = float((sizes.prod(axis=1) * (1 + scale**2)).max())  # of a frame, decoded and resized
+    being_made = 0 if workers else threads * config.data.frames * pixels * config.data.channels
+    return {
+        'workers': workers,
+        'threads': threads,
+        'clips_per_second': steps * rows / seconds,
+        'cores': None if workers else processor / seconds,
+        'memory': _peak() - before,
+        'bound': (waiting * clip + being_made) / 2**20,
+        'worker': max(peaks, default=None),
+    }
+
+
+def _peak(process: int | str = 'self') -> float:
+    """Returns the most memory that a process has had in use, in MiB; 0 where the system does not tell."""
+    try:
+        lines = pathlib.Path(f'/proc/{process}/status').read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith('VmHWM')), 0.0)
+
+
+def _text(report: dict[str, Any]) -> Iterator[str]:
+    """Writes the figures down for people."""
+    yield from (report['machine'], report['clip'])
+    if report.get('readers'):
+        yield from _table('ends with', 'reader', 'clips / CPU-s', 'of plain', 'lowest', 'highest', 'right')
+        for row in report['readers']:
+            right = f'{row["right"]}/{row["clips"]}' if 'right' in row else ''
+            speeds = [
+                f'{row[name]:.2f}' for name in ('clips_per_cpu_second', 'of_plain', 'lowest', 'highest')
+            ]
+            yield _row(row['what'], row['reader'], *speeds, right)
+        yield from (f'left out: {path}: {cause}' for path, cause in report['left_out'].items())
+    if report.get('stages'):
+        yield from _table('stage', 'CPU ms a clip')
+        yield from (_row(name, f'{value:.2f}') for name, value in report['stages'].items())
+    yield from _table(
+        'workers', 'threads', 'clips / s', 'cores', 'memory, MiB', 'bound, MiB', 'a worker, MiB'
+    )
+    for row in report['in_all']:
+        cores = '' if row['cores'] is None else f'{row["cores"]:.2f}'
+        memory = ['' if row[name] is None else f'{row[name]:.0f}' for name in ('memory', 'bound', 'worker')]
+        yield _row(row['workers'], row['threads'], f'{row["clips_per_second"]:.1f}', cores, *memory)
+
+
+def _table(*header: str) -> Iterator[str]:
+    yield from ('', _row(*header), _row(*['---'] * len(header)))
+
+
+def _row(*cells: Any) -> str:
+    return f'| {" | ".join(map(str, cells))} |'
+
+
+if __name__ == '__main__':
+    main()
