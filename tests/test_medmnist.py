@@ -114,24 +114,92 @@ def test_volumes_are_loaded_once_and_do_not_travel(stand_in, monkeypatch):
         ({'size': 32}, 'config.data.medmnist.size=32: choose 28 or 64 voxels'),
         (
             {'root': None},
-            'config.data.root is not set: give the folder that holds organmnist3d.npz of MedMNIST v2 '
+            'config.data.root is not set, and ~/.medmnist does not hold organmnist3d.npz of MedMNIST v2 '
             '(https://zenodo.org/records/10519652/files/organmnist3d.npz, '
-            'MD5 a0c5a1ff56af4f155c46d46fbb45a2fe); --config.data.root=ROOT',
+            'MD5 a0c5a1ff56af4f155c46d46fbb45a2fe): '
+            'curl -LO https://zenodo.org/records/10519652/files/organmnist3d.npz there, or give its folder with '
+            "--config.data.root=FOLDER, or pip install 'vivit_jax[medmnist]' and it is downloaded",
         ),
-        ({'size': 64}, "config.data.root='no' does not hold organmnist3d_64.npz of MedMNIST v2 (https://zen"),
+        ({'size': 64}, "config.data.root='no' is not a folder: it must hold organmnist3d_64.npz of MedMNIST v2 "
+         '(https://zenodo.org/records/10519652/files/organmnist3d_64.npz, MD5 58a2205adf14a9d0a189cb06dc78bf10); '
+         'curl -LO https://zenodo.org/records/10519652/files/organmnist3d_64.npz'),
+        ({'root': '.'}, "config.data.root='.' does not hold organmnist3d.npz of MedMNIST v2 ("),
     ],
-)
-def test_what_is_not_there(options, message):
+)  # fmt: skip
+def test_what_is_not_there(options, message, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(medmnist, '_package_table', lambda: None)
     arguments = {'split': 'train', 'root': 'no', 'name': 'organ', 'size': 28} | options
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared as plain text below
         MedMNIST(arguments.pop('split'), **arguments)
     assert str(caught.value).startswith(message)
     assert '\n' not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+# --- Downloads, from a stand-in of the package's record ---
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package whose table tells files on this machine; importing it would be noticed."""
+    remote, package, home = (tmp_path / name for name in ('remote', 'site/medmnist', 'home'))
+    for folder in (remote, package, home):
+        folder.mkdir(parents=True)
+    (package / '__init__.py').write_text("raise AssertionError('imported')\n")
+    urls = {f'url{size}': (remote / f'adrenalmnist3d{size}.npz').as_uri() for size in ('', '_64')}
+    (package / 'info.py').write_text(f'INFO = {{"adrenalmnist3d": {urls}}}\n')
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.syspath_prepend(str(package.parent))
+    return remote, home
+
+
+@pytest.mark.parametrize('size', [28, 64])
+def test_a_missing_file_is_downloaded(package, tmp_path, monkeypatch, capsys, size):
+    remote, home = package
+    file = 'adrenalmnist3d.npz' if size == 28 else 'adrenalmnist3d_64.npz'
+    publish(monkeypatch, 'adrenal', size, write(remote / file, 'adrenal', size, (3, 2, 1)), (3, 2, 1))
+    root = tmp_path / 'mine'
+    root.mkdir()
+    assert len(MedMNIST('train', root=str(root), name='adrenal', size=size)) == 3
+    assert [entry.name for entry in root.iterdir()] == [file]
+    told = capsys.readouterr().err
+    assert told == f'downloading {(remote / file).as_uri()} to {root / file}\n'
+    (remote / file).unlink()
+    assert len(MedMNIST('test', root=str(root), name='adrenal', size=size)) == 1  # not again
+    assert not list(home.iterdir())
+
+
+def test_without_a_root_the_packages_folder(package, monkeypatch):
+    remote, home = package
+    md5 = write(remote / 'adrenalmnist3d.npz', 'adrenal', 28, (3, 2, 1))
+    publish(monkeypatch, 'adrenal', 28, md5, (3, 2, 1))
+    assert len(MedMNIST('validation', root=None, name='adrenal', size=28)) == 2
+    assert [str(file.relative_to(home)) for file in home.rglob('*.npz')] == ['.medmnist/adrenalmnist3d.npz']
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_failed_download_leaves_nothing(package, tmp_path, there):
+    remote, _ = package
+    md5 = write(remote / 'adrenalmnist3d.npz', 'adrenal', 28, (3, 2, 1)) if there else ''
+    root = tmp_path / 'mine'
+    root.mkdir()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared as plain text below
+        MedMNIST('train', root=str(root), name='adrenal', size=28)
+    message = str(caught.value)
+    assert message.startswith('adrenalmnist3d.npz of MedMNIST v2 (https://zenodo.org/records/10519652/files/')
+    assert (f'what came has the MD5 {md5}' if there else 'No such file') in message
+    assert message.endswith('curl -LO https://zenodo.org/records/10519652/files/adrenalmnist3d.npz')
+    assert '\n' not in message
+    assert not list(root.iterdir())
 
 
 def test_another_file_of_that_name(stand_in):
     path, md5 = stand_in
-    message = f'organmnist3d.npz: its MD5 is {md5}, but must be a0c5a1ff56af4f155c46d46fbb45a2fe: organmnist'
+    message = (
+        f'organmnist3d.npz: its MD5 is {md5}, but that of MedMNIST v2 is a0c5a1ff56af4f155c46d46fbb45a2fe: '
+        'delete it and get it again, curl -LO https://zenodo.org/records/10519652/files/organmnist3d.npz'
+    )
     with pytest.raises(ValueError, match=message):
         MedMNIST('train', root=str(path.parent), name='organ', size=28)
 

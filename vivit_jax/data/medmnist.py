@@ -1,15 +1,23 @@
 """MedMNIST v2 in three dimensions: small medical volumes whose depth stands for time (Yang et al. 2023).
 
 Six sets, each a file of 28 or 64 voxels along an axis, from https://zenodo.org/records/10519652 (CC BY 4.0;
-https://doi.org/10.1038/s41597-022-01721-8).
+https://doi.org/10.1038/s41597-022-01721-8). A file that is missing is downloaded where the package medmnist is
+installed, which tells from where; of that package, which needs PyTorch, no more than this table is read.
 """
 
 import dataclasses
 import functools
 import hashlib
+import http.client
+import importlib.util
+import os
 import pathlib
+import runpy
+import sys
 import threading
+import urllib.request
 import zipfile
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -18,6 +26,7 @@ from vivit_jax.data.record import Record
 
 SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # and what the files call them
 RECORD = 'https://zenodo.org/records/10519652'
+HOME = '~/.medmnist'  # where the package medmnist keeps its files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +87,18 @@ class MedMNIST:
     Attributes:
         class_names: As published.
         digest: Tells file and split.
+        bad: Empty: the file is the published one, or none.
     """
+
+    bad: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, split: str, *, root: str | None, name: str, size: int):
         """Opens a split, after a look at the whole file.
 
         Args:
             split: `train`, `validation` or `test`.
-            root: Folder that holds the file, `{name}mnist3d.npz`, or `{name}mnist3d_64.npz` of size 64.
+            root: Folder that holds the file, `{name}mnist3d.npz`, or `{name}mnist3d_64.npz` of size 64, or is to
+                hold it; None: the package's, `~/.medmnist`.
             name: Which set: `organ`, `nodule`, `adrenal`, `fracture`, `vessel` or `synapse`.
             size: Voxels along each axis, 28 or 64.
 
@@ -100,17 +113,16 @@ class MedMNIST:
         if size not in published.md5:
             raise ValueError(f'config.data.medmnist.size={size!r}: choose 28 or 64 voxels')
         file = f'{name}mnist3d.npz' if size == 28 else f'{name}mnist3d_{size}.npz'
-        wanted = f'{file} of MedMNIST v2 ({RECORD}/files/{file}, MD5 {published.md5[size]})'
-        if root is None:
-            raise ValueError(
-                f'config.data.root is not set: give the folder that holds {wanted}; --config.data.root=ROOT'
-            )
-        self._path = pathlib.Path(root).expanduser() / file
+        self._path = pathlib.Path(HOME if root is None else root).expanduser() / file
+        md5 = published.md5[size]
         if not self._path.is_file():
-            raise ValueError(f'config.data.root={root!r} does not hold {wanted}')
-        md5 = hashlib.md5(self._path.read_bytes(), usedforsecurity=False).hexdigest()
-        if md5 != published.md5[size]:
-            raise ValueError(f'{self._path}: its MD5 is {md5}, but must be {published.md5[size]}: {wanted}')
+            _download(self._path, md5, chosen=root is not None)
+        found = hashlib.md5(self._path.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise ValueError(
+                f'{self._path}: its MD5 is {found}, but that of MedMNIST v2 is {md5}: delete it and get it '
+                f'again, {_command(file)}'
+            )
         self._split, self._key = split, SPLITS[split]
         self._shape = (published.counts[list(SPLITS).index(split)], size, size, size)
         self._labels = _labels(self._path, self._key, self._shape)
@@ -132,6 +144,63 @@ class MedMNIST:
             frame_size=self._shape[2:],
             read=functools.partial(_read, self._path, self._key, index),
         )
+
+
+def _download(path: pathlib.Path, md5: str, *, chosen: bool) -> None:
+    """Fetches a published file, which gets its name once its MD5 is right.
+
+    Args:
+        path: Where it belongs.
+        md5: What it must have.
+        chosen: The folder is the user's choice, not the package's.
+
+    Raises:
+        ValueError: If there is no such folder, the package medmnist is not installed or the file cannot be had;
+            one line that tells how to get it by hand.
+    """
+    where = f'config.data.root={str(path.parent)!r}' if chosen else f'config.data.root is not set, and {HOME}'
+    wanted = f'{path.name} of MedMNIST v2 ({RECORD}/files/{path.name}, MD5 {md5})'
+    if chosen and not path.parent.is_dir():
+        raise ValueError(f'{where} is not a folder: it must hold {wanted}; {_command(path.name)}')
+    table = _package_table()
+    if table is None:
+        raise ValueError(
+            f'{where} does not hold {wanted}: {_command(path.name)} there, or give its folder with '
+            "--config.data.root=FOLDER, or pip install 'vivit_jax[medmnist]' and it is downloaded"
+        )
+    name, _, size = path.stem.partition('_')
+    url = table.get(name, {}).get(f'url_{size}' if size else 'url', f'{RECORD}/files/{path.name}')
+    print(f'downloading {url} to {path}', file=sys.stderr)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    found = hashlib.md5(usedforsecurity=False)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with urllib.request.urlopen(url, timeout=60) as answer, part.open('wb') as file:
+            while block := answer.read(2**20):
+                found.update(block)
+                file.write(block)
+        if found.hexdigest() != md5:
+            raise OSError(f'what came has the MD5 {found.hexdigest()}')
+        part.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        cause = ' '.join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f'{wanted} could not be downloaded to {path.parent}: {cause}; by hand: {_command(path.name)}'
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _command(file: str) -> str:
+    return f'curl -LO {RECORD}/files/{file}'
+
+
+def _package_table() -> dict[str, dict[str, Any]] | None:
+    """Returns the package's own table, without importing PyTorch as the package does; None: not installed."""
+    spec = importlib.util.find_spec('medmnist')
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return runpy.run_path(str(pathlib.Path(spec.submodule_search_locations[0]) / 'info.py'))['INFO']
 
 
 def _labels(path: pathlib.Path, key: str, shape: tuple[int, ...]) -> list[int]:
