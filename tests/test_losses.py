@@ -142,6 +142,66 @@ def test_bfloat16_logits_are_summed_in_float32():
     np.testing.assert_array_equal(values, rounded)
 
 
+def softmax_twice(logits, targets, label_smoothing=0.0):
+    return losses.per_example_loss(
+        logits,
+        targets,
+        loss='softmax_twice',
+        head_sizes=(logits.shape[1],),
+        label_smoothing=label_smoothing,
+    )
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_softmax_twice_is_the_textbooks(smoothing):
+    """In float64 by the definition, of one-hot targets and of mixed ones."""
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+
+    logits = np.asarray(golden('cls/logits'), np.float64)
+    one_hot = np.asarray(golden('cls/onehot'), np.float64)
+    for targets in (one_hot, 0.7 * one_hot + 0.3 * one_hot[::-1]):
+        smoothed = targets * (1 - smoothing) + smoothing / 9
+        expected = -(smoothed * np.log(softmax(softmax(logits)))).sum(axis=1)
+        found = softmax_twice(jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.float32), smoothing)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_softmax_twice_is_pytorchs_of_probabilities():
+    torch = pytest.importorskip('torch', reason='compares with PyTorch, which is not installed')
+    logits, labels = np.array(golden('cls/logits')), np.array(golden('cls/onehot')).argmax(1)
+    x = torch.from_numpy(logits).requires_grad_()
+    probabilities = torch.nn.functional.softmax(x, dim=-1)
+    expected = torch.nn.functional.cross_entropy(probabilities, torch.from_numpy(labels), reduction='none')
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    labels = jnp.asarray(labels, jnp.int32)
+    np.testing.assert_allclose(softmax_twice(jnp.asarray(logits), labels), expected.detach(), rtol=1e-6)
+    found = jax.grad(lambda x: softmax_twice(x, labels).sum())(jnp.asarray(logits))
+    np.testing.assert_allclose(found, gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(('classes', 'floor'), [(2, 0.3132617), (3, 0.5514447), (11, 1.5430405)])
+def test_softmax_twice_has_a_floor(classes, floor):
+    """ln(e + k - 1) - 1, where the model is certain and right; certain and wrong costs exactly 1 more."""
+    logits, labels = 100.0 * jnp.eye(classes), jnp.arange(classes)
+    np.testing.assert_allclose(np.log(np.e + classes - 1) - 1, floor, rtol=1e-6)
+    np.testing.assert_allclose(softmax_twice(logits, labels), np.full(classes, floor), rtol=1e-6)
+    np.testing.assert_allclose(softmax_twice(logits, (labels + 1) % classes), floor + 1, rtol=1e-6)
+    # Knowing nothing costs the same as with a single softmax.
+    np.testing.assert_allclose(
+        softmax_twice(0 * logits, labels), np.full(classes, np.log(classes)), rtol=1e-6
+    )
+
+
+def test_what_makes_probabilities():
+    assert {name: losses.loss_kind(name) for name in losses.LOSSES} == {
+        'softmax': 'softmax',
+        'softmax_twice': 'softmax',
+        'sigmoid': 'sigmoid',
+    }
+
+
 @pytest.mark.parametrize('loss', sorted(losses.LOSSES))
 def test_huge_logits_stay_finite(loss):
     logits = jnp.array([[1e4, -1e4, 0.0]])
@@ -157,7 +217,7 @@ def test_huge_logits_stay_finite(loss):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'loss': 'hinge'}, "loss 'hinge' is none of softmax, sigmoid"),
+        ({'loss': 'hinge'}, "loss 'hinge' is none of softmax, softmax_twice, sigmoid"),
         ({'label_smoothing': 1.0}, r'label_smoothing 1.0 must be in \[0, 1\)'),
         ({'label_smoothing': -0.1}, r'label_smoothing -0.1 must be in \[0, 1\)'),
         ({'loss': 'sigmoid', 'head_sizes': (4, 5)}, r"'sigmoid' takes one head, not \(4, 5\)"),

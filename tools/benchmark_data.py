@@ -185,7 +185,7 @@ def _plain_loop(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
         stream.thread_type = av.codec.context.ThreadType.NONE  # or it would be more than one core's
         stream.thread_count = 1
         rate = stream.average_rate
-        container.seek(int(indices.min() / rate / stream.time_base), stream=stream)
+        container.seek(int(indices.min() / float(rate) / float(stream.time_base)), stream=stream)
         for frame in container.decode(stream):
             place = round(frame.time * rate)
             if place in wanted:

@@ -109,10 +109,35 @@ def sigmoid_cross_entropy(logits: Float[Array, 'b k'], targets: Float[Array, 'b 
     return -jnp.sum(positive + negative, axis=-1)
 
 
+def softmax_twice_cross_entropy(
+    logits: Float[Array, 'b k'], targets: Float[Array, 'b k']
+) -> Float[Array, ' b']:
+    """Cross-entropy of probabilities taken for logits, -sum_k y_k log softmax(softmax(x))_k: a slip, kept to compare.
+
+    It is what a model that ends in a softmax gets from a cross-entropy that applies its own, as PyTorch's does.
+    Probabilities lie in [0, 1], so it cannot fall below ln(e + k - 1) - 1, which is 1.543 for 11 classes, and its
+    gradient fades where the model is certain. What the model predicts is softmax(x) all the same.
+
+    Args:
+        logits: float32 scores of one head, before either softmax.
+        targets: float targets of that head.
+
+    Returns:
+        The loss of each example.
+    """
+    return softmax_cross_entropy(jax.nn.softmax(logits, axis=-1), targets)
+
+
 LOSSES: dict[str, Callable[..., Array]] = {
     'softmax': softmax_cross_entropy,
+    'softmax_twice': softmax_twice_cross_entropy,
     'sigmoid': sigmoid_cross_entropy,
 }
+
+
+def loss_kind(loss: str) -> str:
+    """Returns what makes probabilities of the logits that a loss trains, 'softmax' or 'sigmoid'."""
+    return 'sigmoid' if loss == 'sigmoid' else 'softmax'
 
 
 def per_example_loss(
@@ -131,7 +156,7 @@ def per_example_loss(
     Args:
         logits: scores of all heads side by side; taken to float32.
         labels: any form `one_hot_targets` takes, mixed float targets among them.
-        loss: 'softmax' or 'sigmoid' (one head only: its classes are independent anyway).
+        loss: one of `LOSSES`; 'sigmoid' takes one head only, whose classes are independent anyway.
         head_sizes: classes of each head, `(k,)` for one.
         label_smoothing: s in [0, 1); 0 leaves the targets alone.
 

@@ -123,6 +123,11 @@ def _check_file(path: str) -> None:
         raise ValueError('is empty (0 bytes)')
 
 
+def _fraction(value: Any) -> fractions.Fraction:
+    """Returns a rational of PyAV, which has a type of its own for it from 19 on, as Python's; 0 where there is none."""
+    return fractions.Fraction(value.numerator, value.denominator) if value else fractions.Fraction(0)
+
+
 def cause_of(error: Exception) -> str:
     """Returns what an error says, in FFmpeg's or the system's words."""
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
@@ -152,12 +157,12 @@ def _look_through(container: av.container.InputContainer, stream: av.VideoStream
     shown = [packet for packet in packets if not packet.is_hidden]
     if not shown or not size:
         return 'no frame in it'
-    rate = stream.average_rate or stream.base_rate
+    rate = _fraction(stream.average_rate) or _fraction(stream.base_rate)
     each = 1 / rate if rate else fractions.Fraction(0)
     ticks = keys = np.zeros(0, np.int64)
     time_base, seconds, droppable = each, len(shown) * each, False
     if stream.time_base and _times_tell_order(container, stream, packets):
-        time_base = stream.time_base
+        time_base = _fraction(stream.time_base)
         ticks = np.array(sorted(packet.time for packet in shown), np.int64)
         keys = np.searchsorted(ticks, sorted(packet.time for packet in shown if packet.is_key))
         last = max(shown)
