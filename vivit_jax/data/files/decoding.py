@@ -124,7 +124,7 @@ def _check_file(path: str) -> None:
 
 
 def _fraction(value: Any) -> fractions.Fraction:
-    """Returns a rational of PyAV, which has a type of its own for it from 19 on, as Python's; 0 where there is none."""
+    """Returns a rational of PyAV, which has a type of its own from 19 on, as Python's; 0 where there is none."""
     return fractions.Fraction(value.numerator, value.denominator) if value else fractions.Fraction(0)
 
 
