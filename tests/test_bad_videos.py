@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_training import curve, parameters, tiny
 
-from vivit_jax import evaluate, experiment, train
+from vivit_jax import bad_videos, evaluate, experiment, train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
@@ -194,7 +194,27 @@ def test_bad_ones_at_the_start_stop_a_run_before_it_begins(damage, tmp_path):
 
 
 def test_a_new_run_begins_a_new_list(damage, tmp_path):
-    BadFiles(tmp_path / 'bad_files.csv').add('train', 'old', 'of another time', 'while training')
+    BadFiles(tmp_path / 'bad_files.csv').add('train', 'while training', [('old', 'of another time')])
     train.train(tiny(), tmp_path)
     assert not (tmp_path / 'bad_files.csv').exists()
     assert 'bad_videos' not in json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])
+
+
+def test_processes_that_see_other_data_stop(monkeypatch):
+    mine = MovingDigits('train', size=8, frames=4, canvas=16)
+    other = MovingDigits('train', size=7, frames=4, canvas=16)
+    seen = {}
+
+    def gather(rows):
+        theirs = seen.get('other', rows)
+        return np.concatenate([rows, theirs])
+
+    monkeypatch.setattr(bad_videos.sharding, 'gather_rows', gather)
+    bad_videos.check_agreement({'train': mine})
+    monkeypatch.setattr(bad_videos.sharding, 'gather_rows', lambda rows: seen.setdefault('other', rows))
+    bad_videos.check_agreement({'train': other})
+    monkeypatch.setattr(bad_videos.sharding, 'gather_rows', gather)
+    with pytest.raises(
+        ValueError, match=r"^the split 'train' is not the same on all machines: process 0 has 8 exam"
+    ):
+        bad_videos.check_agreement({'train': mine})

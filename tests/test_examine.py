@@ -145,8 +145,13 @@ def test_files_are_looked_into_side_by_side(folder):
 
 def test_a_run_takes_files_as_they_were(folder, tmp_path):
     _, _, examination = look(folder, None)
+    listing = {'entries': [['a', 0]], 'note': 'drawn'}
+    examination.listed['videos'] = {'train': listing}
     write_known(tmp_path / 'manifest', examination)
-    known = read_known(tmp_path / 'manifest')
+    later = Examination()
+    read_known(tmp_path / 'manifest', later)
+    assert later.begun == {'videos': {'train': listing}}
+    known = later.known
     assert known == {'videos': {'a': FOUND, 'b': 'is b', 'c': FOUND}}
     (folder / 'a').write_text('changed')
     (folder / 'c').unlink()
@@ -156,11 +161,12 @@ def test_a_run_takes_files_as_they_were(folder, tmp_path):
 
 
 def test_a_run_without_a_manifest_looks_again(tmp_path):
-    assert read_known(tmp_path / 'none') == {}
     (tmp_path / 'damaged').write_bytes(gzip.compress(b'{"version": 1}\n["videos"'))
-    assert read_known(tmp_path / 'damaged') == {}
     (tmp_path / 'other').write_bytes(gzip.compress(json.dumps({'version': 0}).encode()))
-    assert read_known(tmp_path / 'other') == {}
+    for name in ('none', 'damaged', 'other'):
+        examination = Examination()
+        read_known(tmp_path / name, examination)
+        assert examination == Examination(on_progress=examination.on_progress)
 
 
 def test_names_that_are_not_utf8(folder, tmp_path):

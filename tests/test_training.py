@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 def test_the_best_checkpoint_is_kept_and_used(tmp_path, monkeypatch, capsys):
     scores = iter([0.5, 0.9, 0.7, 0.9, 0.3])
 
-    def validate(self, state):
+    def validate(self, state, bad_files):
         return {'top_1': next(scores), 'loss': 1.0}
 
     monkeypatch.setattr(train.Run, 'validate', validate)
@@ -263,7 +263,7 @@ def test_nouns_and_verbs(tmp_path):
     matrix = (tmp_path / 'run' / 'confusion_validation_noun.csv').read_text().splitlines()
     assert matrix[0] == 'label \\ predicted,0,1,2'
     assert [sum(map(int, row.split(',')[1:])) for row in matrix[1:]] == [3, 3, 2]
-    with pytest.raises(ValueError, match=r"has the columns noun, verb but data.heads=\('noun', 'action'\)"):
+    with pytest.raises(ValueError, match=r'train.csv has no column action: it has path, noun, verb'):
         train.train(load(DIGITS, settings | {'data.heads': 'noun,action'}), tmp_path / 'other')
 
 

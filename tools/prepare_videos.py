@@ -150,7 +150,7 @@ class Telling:
         self.done += 1
         self.count(self.done, self.total)
         if cause is not None:
-            self.bad_files.add(split, record.name, cause, 'while preparing')
+            self.bad_files.add(split, 'while preparing', [(record.name, cause)])
             if self.none_may_be:
                 raise ValueError(
                     f"{record.name} of {split!r} cannot be prepared: {cause}; data.on_bad_video='error' stops here, "
@@ -209,10 +209,10 @@ def prepare_videos(
     }
     with _claimed(output, plan):
         bad_files = BadFiles(output / 'bad_files.csv')
-        bad_files.path.unlink(missing_ok=True)
+        bad_files.clear()
         for split, source in sources.items():
-            for name, cause in source.bad:
-                bad_files.add(split, name, cause, 'at the start')
+            if source.bad:
+                bad_files.add(split, 'at the start', source.bad)
             _judge(config, split, source.bad, source)
         whole = _whole(every, terminal)
         count, total = terminal.counter('preparing'), sum(len(job.records) for job in every)
@@ -276,7 +276,9 @@ def _judge(config: 'ConfigDict', split: str, bad: Sequence[tuple[str, str]], sou
     from vivit_jax import experiment
 
     total = len(source) + len(source.bad)
-    return experiment.judge_bad(config, f'the split {split!r}', bad, total) if bad else ''
+    return (
+        experiment.judge_bad(config, f'the split {split!r}', bad, count=len(bad), total=total) if bad else ''
+    )
 
 
 def _jobs(

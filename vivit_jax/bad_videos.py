@@ -1,17 +1,17 @@
 """Watching over the examples of a run that cannot be read: naming, counting, stopping when they are many."""
 
 import pathlib
+import zlib
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import experiment
+from vivit_jax import experiment, sharding
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.record import Source
 from vivit_jax.writers import Terminal
-
-AT_THE_START = 'at the start'
 
 
 class BadVideos:
@@ -19,7 +19,7 @@ class BadVideos:
 
     Attributes:
         files: The list in the workdir, which readers add to: `bad_files.csv`, one a process where there are several.
-        count: Examples in it.
+        count: Examples that are bad, as far as is known.
     """
 
     def __init__(
@@ -44,40 +44,83 @@ class BadVideos:
         self.files = BadFiles(folder / (f'bad_files_{process}.csv' if process else 'bad_files.csv'))
         self._config, self._sources, self._terminal = config, sources, terminal
         if anew:
-            self.files.path.unlink(missing_ok=True)
+            self.files.clear()
+        self._left_out = {(split, name) for split, source in sources.items() for name, _ in source.bad}
         if process == 0:
             for split, source in sources.items():
-                for name, cause in source.bad:
-                    self.files.add(split, name, cause, AT_THE_START)
-        self._known = self.files.read()
+                if source.bad:
+                    self.files.add(split, 'at the start', source.bad)
         self._size = self.files.size()
+        self._later = dict.fromkeys(sources, 0)
+        self._told = set(self.files.read())
+        self._count()
 
     @property
     def count(self) -> int:
         """Returns the number of bad examples known so far."""
-        return len(self._known)
+        return sum(experiment.lost(source) for source in self._sources.values()) + sum(self._later.values())
 
-    def look(self) -> None:
-        """Tells of what went bad since the last look; costs one `stat` where nothing did.
+    def look(self, *, together: bool) -> None:
+        """Tells of what went bad since the last look.
+
+        One process looks at any time, which costs one `stat`. Several decide as one, so that they look only when
+        all of them do.
+
+        Args:
+            together: All processes look now.
 
         Raises:
-            ValueError: If a run must not go on with the others, as `experiment.judge_bad` decides.
+            ValueError: If a run must not go on with the others, as `experiment.judge_bad` decides; in all
+                processes alike.
         """
-        if self.files.size() == self._size:
+        several = jax.process_count() > 1
+        if (several and not together) or (not several and self.files.size() == self._size):
             return
         self._size = self.files.size()
+        before = dict(self._later)
+        self._count()
         known = self.files.read()
-        new = [key for key in known if key not in self._known]
-        self._known = known
-        for split in dict.fromkeys(split for split, _ in new):
-            source = self._sources[split]
-            bad = [(name, cause) for (of, name), (cause, _) in known.items() if of == split]
-            total = len(source) + len(source.bad)
+        for split, source in self._sources.items():
+            if self._later[split] == before[split]:
+                continue
             # The latest first: they are what the message is about.
-            experiment.judge_bad(self._config, f'the split {split!r}', bad[::-1], total)
-            names = [f'{name} ({known[of, name][0]})' for of, name in new if of == split]
+            bad = [(name, cause) for (of, name), (cause, _) in known.items() if of == split][::-1]
+            count = experiment.lost(source) + self._later[split]
+            total = len(source) + experiment.lost(source)
+            experiment.judge_bad(self._config, f'the split {split!r}', bad, count=count, total=total)
+            names = [f'{name} ({cause})' for name, cause in bad if (split, name) not in self._told]
             told = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
             self._terminal.say(
-                f'gone bad since the start: {told}; {len(bad)} of {total} examples of {split!r} are bad, see '
-                f'{self.files.path}'
+                f'gone bad since the start: {told or "examples of other processes"}; {count} of {total} examples of '
+                f'{split!r} are bad, see {self.files.path}'
+            )
+        self._told |= set(known)
+
+    def _count(self) -> None:
+        """Counts what went bad since the start, each example once however many processes have met it."""
+        splits = list(self._sources)
+        later = [key for key in self.files.read() if key not in self._left_out and key[0] in splits]
+        marks = np.array([(splits.index(of), zlib.crc32(name.encode())) for of, name in later], np.uint32)
+        everywhere = sharding.gather_rows(marks.reshape(-1, 2))
+        places, counts = np.unique(np.unique(everywhere, axis=0)[:, 0], return_counts=True)
+        self._later = dict.fromkeys(splits, 0) | {
+            splits[place]: int(count) for place, count in zip(places, counts, strict=True)
+        }
+
+
+def check_agreement(sources: Mapping[str, Source]) -> None:
+    """Compares the data of all processes, whose batches must come from the same examples.
+
+    Raises:
+        ValueError: In all processes, naming the split that differs.
+    """
+    marks = [[zlib.crc32(source.digest.encode()), len(source)] for source in sources.values()]
+    everywhere = sharding.gather_rows(np.array([np.ravel(marks)], np.uint32))
+    for place, split in enumerate(sources):
+        digests, lengths = everywhere[:, 2 * place], everywhere[:, 2 * place + 1]
+        if len(set(digests.tolist())) > 1:
+            other = int(np.flatnonzero(digests != digests[0])[0])
+            raise ValueError(
+                f'the split {split!r} is not the same on all machines: process 0 has {lengths[0]} examples, process '
+                f'{other} has {lengths[other]}; files that one of them cannot read, or other lists'
             )

@@ -23,6 +23,7 @@ from vivit_jax.bad_videos import BadVideos
 from vivit_jax.checkpoint import Checkpoints, item_to_use
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.examine import Examination, read_known
 from vivit_jax.data.medmnist import SPLITS
 from vivit_jax.data.record import Source
 from vivit_jax.models.vivit import ViViT
@@ -157,6 +158,8 @@ def evaluate_source(
         numbers |= medical_metrics.medical_metrics(*medical_metrics.decided(scores, labels, kind))
     loss = float(np.mean(kept['loss'], dtype=np.float64))
     counts = {'count': len(scores)}
+    if source.bad:
+        counts['left_out'] = experiment.lost(source)
     if len(scores) < len(source):
         counts['unreadable'] = len(source) - len(scores)
     return Outcome({**numbers, 'loss': loss, **counts}, scores, labels, kept['index'][order])
@@ -202,7 +205,7 @@ def evaluate_tests(
             bad_files=bad.files,
             on_batch=on_batch,
         )
-        bad.look()
+        bad.look(together=True)
         summary[split] = outcome.metrics
         by_class, confusions = _by_class(
             outcome, source, sizes, tuple(config.data.heads), config.training.loss
@@ -364,6 +367,8 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
             config = ConfigDict(config.to_dict())
             config.training = saved['training']
             looking = experiment.examination(config, terminal.counter('looking into files'))
+            if all(saved['data'].get(key) == config.data[key] for key in ('root', 'csv')):
+                keep_drawn(folder, looking)
             splits = config.data.test_splits
             sources = {split: experiment.make_source(config, split, looking) for split in splits}
             model = experiment.make_model(config, sources[config.data.test_splits[0]])
@@ -371,6 +376,18 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
         terminal.say(f'evaluating step {step} of {folder}')
         bad = BadVideos(config, folder, sources, terminal, anew=False)
         return evaluate_tests(config, sources, params, model, mesh, folder, terminal, bad)
+
+
+def keep_drawn(folder: pathlib.Path, looking: Examination) -> None:
+    """Lets the splits that were drawn for a run hold, lest an evaluation meets what the run was trained on.
+
+    Splits that somebody gave are as they are given now, and files are looked into anew.
+    """
+    begun = Examination()
+    read_known(folder / experiment.MANIFEST, begun)
+    for kind, listings in begun.begun.items():
+        drawn = {split: listing for split, listing in listings.items() if listing['note']}
+        looking.begun[kind] = drawn
 
 
 def check_same(

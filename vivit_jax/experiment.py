@@ -32,6 +32,9 @@ from vivit_jax.models.vivit import ViViT, create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 from vivit_jax.pretrained import KERNELS, TEMPORAL_ATTENTIONS
 
+MANIFEST = (
+    'manifest.jsonl.gz'  # in a workdir: the examples that a run began with, and what was in their files
+)
 AT_LEAST = {
     'data.frames': 1,
     'data.stride': 1,
@@ -176,20 +179,30 @@ def make_source(config: ConfigDict, split: str, looking: Examination | None = No
         f', data.csv={data.csv})' if data.csv else ')'
     )
     if source.bad:
-        warnings.warn(judge_bad(config, where, source.bad, len(source) + len(source.bad)), stacklevel=2)
+        count = lost(source)
+        line = judge_bad(config, where, source.bad, count=count, total=len(source) + count)
+        warnings.warn(line, stacklevel=2)
     if not len(source):
         raise ValueError(f'{where} is empty')
     check_classes(config, split, source)
     return source
 
 
-def judge_bad(config: ConfigDict, where: str, bad: Sequence[tuple[str, str]], total: int) -> str:
+def lost(source: Source) -> int:
+    """Returns the number of examples that were left out; a damaged file may have held many."""
+    return getattr(source, 'lost', len(source.bad))
+
+
+def judge_bad(
+    config: ConfigDict, where: str, bad: Sequence[tuple[str, str]], *, count: int, total: int
+) -> str:
     """Decides on examples that cannot be used; returns a line that names the first of them.
 
     Args:
         config: Whose `data.on_bad_video` and `data.max_bad` decide.
         where: What they are of, for the message.
-        bad: (name, cause) of each.
+        bad: (name, cause) of those that are known by name.
+        count: How many they are.
         total: Examples, good and bad.
 
     Raises:
@@ -197,14 +210,14 @@ def judge_bad(config: ConfigDict, where: str, bad: Sequence[tuple[str, str]], to
     """
     data = config.data
     named = ', '.join(f'{name} ({cause})' for name, cause in list(bad)[:5]) + (', …' if len(bad) > 5 else '')
-    line = f'{len(bad)} of {total} examples of {where} cannot be used: {named}'
+    line = f'{count} of {total} examples of {where} cannot be used: {named}'
     check_it = 'python -m vivit_jax.data.check with the same options lists them'
     if data.on_bad_video == 'error':
         raise ValueError(f"{line}; data.on_bad_video='error' stops here, 'skip' leaves them out; {check_it}")
     # One is no sign of trouble, however few examples there are.
-    if len(bad) > (max(data.max_bad * total, 1) if data.max_bad else 0):
+    if count > (max(data.max_bad * total, 1) if data.max_bad else 0):
         raise ValueError(
-            f'{line}; these are {len(bad) / total:.1%}, more than data.max_bad={data.max_bad:g} allows; {check_it}'
+            f'{line}; these are {count / total:.1%}, more than data.max_bad={data.max_bad:g} allows; {check_it}'
         )
     return f'{line}; left out'
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import UInt32
 
 # Arrays smaller than this are copied to every device: sharing them costs more time than it saves memory.
 SMALLEST_SHARED = 2**14
@@ -91,3 +92,14 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins the rows that each process read to one batch split over all devices, in order of the processes."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def gather_rows(rows: UInt32[np.ndarray, 'n c']) -> UInt32[np.ndarray, 'all c']:
+    """Returns the rows of all processes, those of process 0 first; each may have another number of them."""
+    if jax.process_count() == 1:
+        return rows
+    lengths = multihost_utils.process_allgather(np.array([len(rows)], np.int32)).ravel()
+    padded = np.zeros((int(lengths.max()), rows.shape[1]), np.uint32)
+    padded[: len(rows)] = rows
+    gathered = multihost_utils.process_allgather(padded).reshape(len(lengths), *padded.shape)
+    return np.concatenate([part[:length] for part, length in zip(gathered, lengths, strict=True)])

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vivit_jax import checkpoint, evaluate, experiment, init_from, sharding
-from vivit_jax.bad_videos import BadVideos
+from vivit_jax.bad_videos import BadVideos, check_agreement
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
@@ -25,8 +25,6 @@ from vivit_jax.formats.weights import Weights
 from vivit_jax.signals import Stopped, caught_signals
 from vivit_jax.train_step import TrainState, create_state, train_step
 from vivit_jax.writers import MetricWriter, Terminal, device_memory, make_folder, progress_text
-
-MANIFEST = 'manifest.jsonl.gz'  # what was found in the files when the run began
 
 
 class NonFiniteLoss(RuntimeError):
@@ -244,14 +242,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str
         looking = experiment.examination(config, terminal.counter('looking into files'))
         goes_on = checkpoint.find(folder) is not None
         if goes_on:
-            looking.known = read_known(folder / MANIFEST)
+            read_known(folder / experiment.MANIFEST, looking)
         splits = dict.fromkeys((data.train_split, data.validation_split, *data.test_splits))
         sources = {split: experiment.make_source(config, split, looking) for split in splits}
+        check_agreement(sources)
         config, weights = init_from.prepare(config, folder)
         run = Run(config, folder, sources[data.train_split], sources[data.validation_split], terminal)
         make_folder(folder)
-        if looking.seen and jax.process_index() == 0:
-            write_known(folder / MANIFEST, looking)
+        if looking.listed and jax.process_index() == 0:
+            write_known(folder / experiment.MANIFEST, looking)
         bad = BadVideos(config, folder, sources, terminal, anew=not goes_on)
         best_metric = config.checkpoint.best_metric
         with Checkpoints(folder, keep=config.checkpoint.keep, best_metric=best_metric) as checkpoints:
@@ -319,7 +318,7 @@ def _loop(
                 logged, waited = step, 0.0
             run.terminal.bar('step', step, total)
             try:
-                bad.look()
+                bad.look(together=step % log_every == 0 or step == total)
             except ValueError:
                 run.save(checkpoints, state, step)
                 raise

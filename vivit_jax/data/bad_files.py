@@ -10,8 +10,11 @@ import io
 import os
 import pathlib
 import threading
+from collections.abc import Iterable
 
-_ADDING = threading.Lock()
+_READING = threading.Lock()
+# How far each list was read by this process, and what was in it.
+_KNOWN: dict[pathlib.Path, tuple[int, dict[tuple[str, str], tuple[str, str]]]] = {}
 COLUMNS = ('split', 'name', 'cause', 'found')
 
 
@@ -25,24 +28,31 @@ class BadFiles:
 
     path: pathlib.Path
 
-    def add(self, split: str, name: str, cause: str, found: str) -> None:
-        """Adds a line, unless the example is in the list already.
+    def add(self, split: str, found: str, bad: Iterable[tuple[str, str]]) -> None:
+        """Adds a line for each example that is not in the list already.
 
         Args:
-            split: Which split the example is of.
-            name: Of the example.
-            cause: Why it cannot be used.
-            found: When that was met: `at the start`, `while training` or `while evaluating`.
+            split: Which split the examples are of.
+            found: When they were met: `at the start`, `while training` or `while evaluating`.
+            bad: (name, cause) of each.
         """
         text = io.StringIO()
-        with _ADDING:
-            if (split, name) in self.read():
-                return
+        with _READING:
+            known = self._known()
             if not self.size():
                 csv.writer(text).writerow(COLUMNS)
-            csv.writer(text).writerow([split, name, ' '.join(cause.split()), found])
-            with self.path.open('ab', buffering=0) as file:
-                file.write(text.getvalue().encode('utf-8', 'surrogateescape'))
+            for name, cause in bad:
+                if (split, name) not in known:
+                    csv.writer(text).writerow([split, name, ' '.join(cause.split()), found])
+            if text.tell():
+                with self.path.open('ab', buffering=0) as file:
+                    file.write(text.getvalue().encode('utf-8', 'surrogateescape'))
+
+    def clear(self) -> None:
+        """Begins anew, without a file."""
+        with _READING:
+            self.path.unlink(missing_ok=True)
+            _KNOWN.pop(self.path, None)
 
     def size(self) -> int:
         """Returns the bytes written so far: whoever watches need not read."""
@@ -53,11 +63,23 @@ class BadFiles:
 
     def read(self) -> dict[tuple[str, str], tuple[str, str]]:
         """Returns (cause, found) by (split, name), in the order in which they were met."""
-        if not self.size():
-            return {}
-        with self.path.open(newline='', encoding='utf-8', errors='replace') as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and tuple(row) != COLUMNS]
-        known: dict[tuple[str, str], tuple[str, str]] = {}
-        for split, name, cause, found in rows:
-            known.setdefault((split, name), (cause, found))
+        with _READING:
+            return dict(self._known())
+
+    def _known(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """Reads what the file has grown by since this process read it last."""
+        size = self.size()
+        end, known = _KNOWN.get(self.path, (0, {}))
+        if size < end:
+            end, known = 0, {}  # another run's list
+        if size > end:
+            with self.path.open('rb') as file:
+                file.seek(end)
+                grown = file.read(size - end)
+            grown = grown[: grown.rfind(b'\n') + 1]
+            for row in csv.reader(io.StringIO(grown.decode('utf-8', 'replace'))):
+                if len(row) == len(COLUMNS) and tuple(row) != COLUMNS:
+                    known.setdefault((row[0], row[1]), (row[2], row[3]))
+            end += len(grown)
+        _KNOWN[self.path] = end, known
         return known

@@ -17,12 +17,14 @@ import collections
 import concurrent.futures
 import csv
 import functools
+import math
 import os
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
@@ -33,12 +35,15 @@ from ml_collections import ConfigDict
 from vivit_jax import config as config_module
 from vivit_jax import experiment
 from vivit_jax.data.files.damage import fingerprint, record_damage, video_damage
-from vivit_jax.data.overview import Survey, class_counts, most_common, shortened, spread, survey
+from vivit_jax.data.overview import Survey, class_counts, headed, most_common, shortened, spread, survey
 from vivit_jax.data.record import Source
 from vivit_jax.writers import Terminal
 
 SHOWN = 20  # bad examples on the terminal
 MOST_CLASSES = 40  # on the terminal; of more, the smallest and the largest
+# How a name ends that tells the part of a file, in seconds or frames, and how far its six digits may be off.
+PART = re.compile(r'#(t|frames)=([^,#]+)(?:,([^,#]+))?$')
+ROUNDING = 1e-5
 WITHOUT = 'a class without examples'
 Finding = tuple[str, str, str]  # split, name, cause
 
@@ -93,15 +98,16 @@ def check(config: ConfigDict, path: pathlib.Path, *, decode: bool) -> list[Findi
     with Terminal() as terminal:
         looking = experiment.examination(config, terminal.counter('looking into files'))
         sources = {split: experiment.open_source(config, split, looking) for split in splits}
-        names = list(sources[data.train_split].class_names)
         head_sizes = experiment.head_sizes(config, sources[data.train_split])
         experiment.check_classes(config, data.train_split, sources[data.train_split])
+        names = headed(sources[data.train_split].class_names, head_sizes, data.heads)
         surveys = {split: survey(source) for split, source in sources.items()}
         counts = {split: class_counts(seen.labels, len(names), head_sizes) for split, seen in surveys.items()}
         found = [(split, *bad) for split, source in sources.items() for bad in source.bad]
         if decode:
             found += damaged(config, sources, terminal.counter('reading every frame'))
-        found += duplicates(sources)
+        doubles, notes = duplicates(sources)
+        found += [(double.split, double.name, double.cause) for double in doubles]
     without = [
         (split, name, WITHOUT)
         for split in dict.fromkeys((data.train_split, data.validation_split))
@@ -116,12 +122,13 @@ def check(config: ConfigDict, path: pathlib.Path, *, decode: bool) -> list[Findi
     if not console.is_terminal:
         console.width = 118  # a file has room
     console.print(f'{config.name}: {data.source} in {data.root or data.csv or "the package"}', style='bold')
-    for note in filter(None, dict.fromkeys(getattr(source, 'note', '') for source in sources.values())):
+    notes = [*(getattr(source, 'note', '') for source in sources.values()), *notes]
+    for note in filter(None, dict.fromkeys(notes)):
         console.print(note)
     console.print(_summary(config, sources, surveys, counts))
     console.print(_classes(names, counts))
     _tell(console, found, without, path)
-    for line in verdict(config, sources, found):
+    for line in verdict(config, sources, found, doubles, without):
         console.print(line, soft_wrap=True)
     return found + without
 
@@ -150,73 +157,158 @@ def damaged(
     return found
 
 
-def duplicates(sources: Mapping[str, Source]) -> list[Finding]:
-    """Returns the examples that an earlier split has as well: the same part of the same file, or of the same content.
+class Part(NamedTuple):
+    """A file, or the part of one that an example is, in seconds or frames; `unit` is '' for a whole file."""
 
-    Sources that have no files have no duplicates.
+    split: str
+    name: str
+    path: str
+    unit: str = ''
+    start: float = 0.0
+    end: float = math.inf
+
+
+class Double(NamedTuple):
+    """An example of a split that an earlier split, `of`, has as well, all of it or some."""
+
+    split: str
+    name: str
+    cause: str
+    of: str
+
+
+def duplicates(sources: Mapping[str, Source]) -> tuple[list[Double], list[str]]:
+    """Finds the examples that an earlier split has as well, in the same file or in one of the same content.
+
+    Returns:
+        Them, and a line about files of which different splits have different parts. Of sources that have no files
+        there is nothing to tell.
     """
-    examples = [example for split, source in sources.items() for example in _files(split, source)]
-    by_size = collections.defaultdict(set)
-    for split, _, _, path in examples:
-        by_size[os.path.getsize(path)].add(split)
-    known: dict[tuple[str, str], tuple[str, str]] = {}
-    found = []
-    for split, name, part, path in examples:
-        if len(by_size[os.path.getsize(path)]) == 1:
-            continue
-        first = known.setdefault((fingerprint(path), part), (split, name))
-        if first[0] != split:
-            found.append((split, name, f'the same as {first[1]} of {first[0]}'))
-    return found
+    by_split = {split: list(_parts(split, source)) for split, source in sources.items()}
+    paths = {part.path for parts in by_split.values() for part in parts}
+    sizes = {path: os.path.getsize(path) for path in paths}
+    common = collections.Counter(
+        size for parts in by_split.values() for size in {sizes[part.path] for part in parts}
+    )
+    content = {path: fingerprint(path) for path in sorted(paths) if common[sizes[path]] > 1}
+    earlier: dict[str, list[Part]] = {}
+    doubles, apart = [], {}
+    for parts in by_split.values():
+        mine: dict[str, list[Part]] = collections.defaultdict(list)
+        for part in parts:
+            if part.path in content:
+                mine[content[part.path]].append(part)
+        for key, several in mine.items():
+            found = [_double(part, earlier[key]) for part in several] if key in earlier else []
+            doubles += [double for double in found if double]
+            if found and not any(found):
+                apart[key] = os.path.basename(several[0].path)
+        for key, several in mine.items():
+            earlier.setdefault(key, []).extend(several)
+    line = (
+        f'{len(apart):,} of the files have parts in several splits, not the same ones: '
+        f'{shortened(list(apart.values()))}'
+    )
+    return doubles, [line] if apart else []
 
 
-def _files(split: str, source: Source) -> Iterator[tuple[str, str, str, str]]:
-    """Yields split, name, part of the file and full path of every example that is in a file."""
+def _double(part: Part, others: Sequence[Part]) -> Double | None:
+    """Returns what an example has in common with those of earlier splits, the same part rather than another."""
+    same = next((other for other in others if other[3:] == part[3:]), None)
+    other = same or next((other for other in others if _overlap(part, other)), None)
+    if other is None:
+        return None
+    how = 'the same as' if same else 'overlaps'
+    return Double(part.split, part.name, f'{how} {other.name} of {other.split}', other.split)
+
+
+def _overlap(a: Part, b: Part) -> bool:
+    if a.unit and b.unit and a.unit != b.unit:
+        return False  # seconds and frames of one file cannot be compared
+    end = min(a.end, b.end)
+    return end - max(a.start, b.start) > (0.0 if end == math.inf else ROUNDING * end)
+
+
+def _parts(split: str, source: Source) -> Iterator[Part]:
+    """Yields every example that is in a file."""
     if not hasattr(source, 'path'):
         return
     for index in range(len(source)):
         name, path = source[index].name, source.path(index)
-        part = '' if path.endswith(name) else name.rpartition('#')[2]
-        yield split, name, part, path
+        told = None if path.endswith(name) else PART.search(name)
+        if told is None:
+            yield Part(split, name, path)
+        else:
+            yield Part(split, name, path, told[1], float(told[2]), float(told[3] or math.inf))
 
 
-def verdict(config: ConfigDict, sources: Mapping[str, Source], found: Sequence[Finding]) -> list[str]:
+def verdict(
+    config: ConfigDict,
+    sources: Mapping[str, Source],
+    found: Sequence[Finding],
+    doubles: Sequence[Double],
+    without: Sequence[Finding],
+) -> list[str]:
     """Says what training does with the data as it is."""
-    data = config.data
+    beside = _beside(sources, doubles, without)
     for split, source in sources.items():
-        where, total = f'the split {split!r}', len(source) + len(source.bad)
-        if not len(source):
-            return [f'Training would not start: {where} has no example that can be used.']
-        if source.bad:
-            try:
-                experiment.judge_bad(config, where, source.bad, total)
-            except ValueError:
-                share = len(source.bad) / total
-                how = (
-                    "data.on_bad_video='error' allows none; 'skip' leaves them out"
-                    if data.on_bad_video == 'error'
-                    else f'more than data.max_bad={data.max_bad:g} allows; --config.data.max_bad={share + 0.005:.2f} '
-                    'would'
-                )
-                return [
-                    f'Training would stop: {len(source.bad)} of {total} examples of {where} are bad, {how}.'
-                ]
+        if stop := _stops(config, split, source):
+            return [stop, *([f'Besides, {beside}.'] if beside else [])]
     used = ', '.join(
-        f'{len(source):,} of {len(source) + len(source.bad):,} examples of {split}'
+        f'{len(source):,} of {len(source) + experiment.lost(source):,} examples of {split}'
         for split, source in sources.items()
         if source.bad
     )
-    lines = [
-        f"Training goes on with {used}; data.on_bad_video='skip' leaves the others out, "
-        '--config.data.on_bad_video=error would stop.'
-        if used
-        else 'Training goes on with all examples.'
-    ]
+    if used:
+        lines = [
+            f"Training goes on with {used}; data.on_bad_video='skip' leaves the others out, "
+            '--config.data.on_bad_video=error would stop.',
+            *([f'But {beside}.'] if beside else []),
+        ]
+    else:
+        lines = ['Training goes on with all examples' + (f'; but {beside}.' if beside else '.')]
     if any(cause.startswith('damaged') for _, _, cause in found):
         lines.append(
             'Damaged videos are used as far as they can be decoded; the last frame before it stands for the rest.'
         )
     return lines
+
+
+def _stops(config: ConfigDict, split: str, source: Source) -> str:
+    """Says why training would not go on with a split; '' where it would."""
+    data, where, lost = config.data, f'the split {split!r}', experiment.lost(source)
+    total = len(source) + lost
+    if not len(source):
+        return f'Training would not start: {where} has no example that can be used.'
+    try:
+        if source.bad:
+            experiment.judge_bad(config, where, source.bad, count=lost, total=total)
+    except ValueError:
+        how = (
+            "data.on_bad_video='error' allows none; 'skip' leaves them out"
+            if data.on_bad_video == 'error'
+            else f'more than data.max_bad={data.max_bad:g} allows; --config.data.max_bad={lost / total + 0.005:.2f} '
+            'would'
+        )
+        return f'Training would stop: {lost:,} of {total:,} examples of {where} are bad, {how}.'
+    return ''
+
+
+def _beside(sources: Mapping[str, Source], doubles: Sequence[Double], without: Sequence[Finding]) -> str:
+    """Says what is amiss though nothing is bad; '' where nothing is."""
+    pairs = collections.Counter((double.split, double.of) for double in doubles)
+    partly = collections.Counter((d.split, d.of) for d in doubles if d.cause.startswith('overlaps'))
+    parts = [
+        f'{count:,} of {len(sources[split]):,} {split} examples are in {of} as well'
+        + (f' ({partly[split, of]:,} of them in part)' if partly[split, of] else '')
+        for (split, of), count in pairs.items()
+    ]
+    missing = collections.Counter(split for split, _, _ in without)
+    parts += [
+        f'{count:,} {"classes have" if count > 1 else "class has"} no example in {split}'
+        for split, count in missing.items()
+    ]
+    return ', and '.join(parts)
 
 
 # --- Telling ---
@@ -244,7 +336,7 @@ def _summary(
     for split, seen in surveys.items():
         table.add_column(split)
         rows['examples'].append(f'{seen.total:,}')
-        rows['left out as bad'].append(f'{len(sources[split].bad):,}')
+        rows['left out as bad'].append(f'{experiment.lost(sources[split]):,}')
         rows['of a class'].append(spread(counts[split]))
         rows['seconds'].append(spread(seen.seconds[np.isfinite(seen.seconds)]) if seen.total else '')
         rows['frames'].append(spread(seen.num_frames))

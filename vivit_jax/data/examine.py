@@ -43,6 +43,8 @@ class Examination:
         on_progress: Told of the files done and in all.
         threads: That look.
         seen: Outcomes of everything that was asked for, by kind and path.
+        begun: Listings that a run began with, as JSON holds them, by kind and split; they hold whatever is there now.
+        listed: Listings that are in use, in the same form.
     """
 
     cache: pathlib.Path | None = None
@@ -50,6 +52,8 @@ class Examination:
     on_progress: Callable[[int, int], None] = lambda done, total: None
     threads: int = 16
     seen: dict[str, dict[str, Outcome]] = dataclasses.field(default_factory=dict)
+    begun: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    listed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def examine(
@@ -195,25 +199,37 @@ def unpack(packed: Any) -> Outcome:
 
 
 def write_known(path: pathlib.Path, examination: Examination) -> None:
-    """Writes everything that was seen, for `read_known`: the manifest of a run."""
-    rows = (
-        [kind, name, pack(outcome)]
+    """Writes everything that was listed and seen, for `read_known`: the manifest of a run."""
+    rows: list[object] = [
+        ['listing', kind, split, listing]
+        for kind, listings in examination.listed.items()
+        for split, listing in listings.items()
+    ]
+    rows += [
+        ['file', kind, name, pack(outcome)]
         for kind, outcomes in examination.seen.items()
         for name, outcome in outcomes.items()
-    )
+    ]
     _write_lines(path, rows)
 
 
-def read_known(path: pathlib.Path) -> dict[str, dict[str, Outcome]]:
-    """Reads what `write_known` wrote; a run without a manifest, or with a damaged one, looks again."""
+def read_known(path: pathlib.Path, examination: Examination) -> None:
+    """Reads what `write_known` wrote into `known` and `begun`.
+
+    A run without a manifest, or with a damaged one, lists and looks again.
+    """
     known: dict[str, dict[str, Outcome]] = {}
+    begun: dict[str, dict[str, Any]] = {}
     try:
         with gzip.open(path, 'rt', encoding='utf-8', errors='surrogateescape') as lines:
             if json.loads(next(lines)) != {'version': VERSION}:
-                return {}
+                return
             for line in lines:
-                kind, name, outcome = json.loads(line)
-                known.setdefault(kind, {})[name] = unpack(outcome)
+                what, kind, name, content = json.loads(line)
+                if what == 'listing':
+                    begun.setdefault(kind, {})[name] = content
+                else:
+                    known.setdefault(kind, {})[name] = unpack(content)
     except (OSError, EOFError, ValueError, TypeError, StopIteration, zlib.error):
-        return {}
-    return known
+        return
+    examination.known, examination.begun = known, begun

@@ -14,6 +14,7 @@ from jaxtyping import Float64, Integer, Shaped
 
 from vivit_jax.data.examine import Examination, examine
 from vivit_jax.data.listing import Entry, Layout, list_examples
+from vivit_jax.data.listing.pinning import as_begun, pack_listing, unpack_listing
 from vivit_jax.data.record import Found, Record
 
 # Times are fractions of whole numbers: what is asked for between two of them must not miss one by rounding.
@@ -71,6 +72,9 @@ class ListedFiles:
         if fps and kind.times is None:
             raise ValueError(f'config.data.fps={fps:g}: {kind.name} have no time; set it to 0')
         listing = list_examples(split, layout=layout, endings=kind.endings, folders=kind.folders)
+        if begun := examination.begun.get(kind.name, {}).get(split):
+            listing = as_begun(listing, unpack_listing(begun), split)
+        examination.listed.setdefault(kind.name, {})[split] = pack_listing(listing)
         self.class_names, self.head_sizes = listing.class_names, listing.head_sizes
         self.splits, self.note = listing.splits, listing.note
         self._kind, self._fps, self._folder = kind, fps, str(listing.folder)
@@ -82,7 +86,7 @@ class ListedFiles:
             found = outcomes[entry.path]
             cause = found if isinstance(found, str) else _outside(entry, found, kind, fps)
             if cause:
-                self.bad.append((entry.path + (f' ({entry.where})' if entry.where else ''), cause))
+                self.bad.append((_name(entry), cause + (f' ({entry.where})' if entry.where else '')))
             elif not isinstance(found, str):
                 self._examples.append((entry, found))
         lines = [[_name(entry), entry.label, found.num_frames] for entry, found in self._examples]

@@ -77,7 +77,7 @@ class TrainingExamples:
             except UnreadableExample as error:
                 cause = str(error)
                 _name_bad(self.bad_files, self.split, record.name, cause, 'while training')
-                index = int(rng.integers(len(self.source)))
+                index = int(self.order(epoch)[rng.integers(len(self.source))])
                 continue
             return _example(transforms.apply(self.augmentation, pixels, rng), record.label, index, mask=True)
         raise ValueError(f'{ATTEMPTS} examples of {self.split!r} in a row cannot be read, the last: {cause}')
@@ -124,7 +124,7 @@ class EvaluationExamples:
 
 def _name_bad(bad_files: BadFiles | None, split: str, name: str, cause: str, found: str) -> None:
     if bad_files is not None:
-        bad_files.add(split, name, cause, found)
+        bad_files.add(split, found, [(name, cause)])
 
 
 def _example(video: np.ndarray, label: Label, index: int, *, mask: bool) -> Example:
