@@ -98,7 +98,7 @@ def test_the_command(folder, tmp_path):
     assert in_all['clips_per_second'] > 0
     # Read and waiting 8; put together, waiting, on the device and on the way 5 times 8 clips; and one being made.
     frame = 48 * 64 * 3 * (1 + (40 / 48 * 1.33) ** 2)
-    assert in_all['bound'] == pytest.approx((48 * 4 * 32 * 36 * 3 + 4 * frame) / 2**20)
+    assert in_all['estimate'] == pytest.approx((48 * 4 * 32 * 36 * 3 + 4 * frame) / 2**20)
     assert '| clips | vivit_jax |' in done.stdout
     tables = [line for line in done.stdout.splitlines() if line.startswith('|')]
     assert {line.count('|') for line in tables} == {8, 3}
@@ -111,6 +111,17 @@ def test_the_command(folder, tmp_path):
         (['--videos=EMPTY'], 'none of its 0 files is a video'),
         (['--videos=EMPTY', '--nonsense'], "'--nonsense' is no option; keys of the configuration are"),
         (['--videos=EMPTY', '--clips=0'], '--clips, --rounds and --threads must be at least 1'),
+        (
+            ['--videos=EMPTY', '--threads=a'],
+            "argument --threads: 'a' must be whole numbers with commas between",
+        ),
+        (
+            ['--videos=EMPTY', '--workers='],
+            "argument --workers: '' must be whole numbers with commas between",
+        ),
+        (['--videos=EMPTY', '--json=/no/x.json'], 'error: --json=/no/x.json: /no is not a folder'),
+        (['--videos=EMPTY', '--json=EMPTY'], 'error: --json=EMPTY cannot be written'),
+        (['--config=EMPTY', '--threads=1'], 'error: '),
     ],
 )
 def test_mistakes(tool, tmp_path, monkeypatch, capsys, options, message):
@@ -119,4 +130,4 @@ def test_mistakes(tool, tmp_path, monkeypatch, capsys, options, message):
     with pytest.raises(SystemExit) as stopped:
         tool.main()
     said = str(stopped.value.code) if isinstance(stopped.value.code, str) else capsys.readouterr().err
-    assert message in said
+    assert message.replace('EMPTY', str(tmp_path)) in said

@@ -125,24 +125,72 @@ def test_duplicates_across_splits(check, root):
     other[-1] ^= 1
     (root / 'validation' / 'wave' / 'other.mp4').write_bytes(other)
     shutil.copy(root / 'train' / 'run' / '0.mp4', root / 'train' / 'run' / 'again.mp4')
-    code, _, rows = check(root)
+    code, told, rows = check(root)
     assert code == 1
+    assert told.splitlines()[-1] == (
+        'Training goes on with all examples; but 2 of 5 validation examples are in train as well.'
+    )
     assert rows == [
         ['validation', 'validation/run/copy.mp4', 'the same as train/run/0.mp4 of train'],
         ['validation', 'validation/wave/link.mp4', 'the same as train/wave/3.mp4 of train'],
     ]
 
 
-def test_parts_of_one_video_are_no_duplicates(check, root):
+def test_parts_of_one_video_in_two_splits(check, root):
+    shutil.copy(root / 'train/run/0.mp4', root / 'copy.mp4')
     (root / 'list.csv').write_text(
         'path,label,start,end,split\n'
         'train/run/0.mp4,run,0,1,train\n'
-        'train/run/0.mp4,run,1,2,validation\n'
+        'train/run/0.mp4,run,1.5,,train\n'
+        'train/wave/2.mp4,wave,0,1,train\n'
+        'train/wave/3.mp4,wave,,,train\n'
+        'train/run/0.mp4,run,1,1.5,validation\n'
         'train/run/0.mp4,run,0,1,validation\n'
+        'train/run/0.mp4,run,0.9,1.2,validation\n'
+        'copy.mp4,run,2,2.2,validation\n'
+        'train/wave/2.mp4,wave,1,2,validation\n'
+        'train/wave/3.mp4,wave,1,,validation\n'
     )
-    code, _, rows = check(root, f'--config.data.csv={root / "list.csv"}')
+    code, told, rows = check(root, f'--config.data.csv={root / "list.csv"}')
     assert code == 1
-    assert rows == [['validation', 'train/run/0.mp4#t=0,1', 'the same as train/run/0.mp4#t=0,1 of train']]
+    assert rows == [
+        ['validation', 'train/run/0.mp4#t=0,1', 'the same as train/run/0.mp4#t=0,1 of train'],
+        ['validation', 'train/run/0.mp4#t=0.9,1.2', 'overlaps train/run/0.mp4#t=0,1 of train'],
+        ['validation', 'copy.mp4#t=2,2.2', 'overlaps train/run/0.mp4#t=1.5 of train'],
+        ['validation', 'train/wave/3.mp4#t=1', 'overlaps train/wave/3.mp4 of train'],
+    ]
+    assert '1 of the files have parts in several splits, not the same ones: 2.mp4' in told.splitlines()
+    assert told.splitlines()[-1] == (
+        'Training goes on with all examples; but 4 of 6 validation examples are in train as well (3 of them in part).'
+    )
+
+
+def test_parts_that_only_touch_are_no_duplicates(check, root):
+    (root / 'list.csv').write_text(
+        'path,label,start_frame,stop_frame,split\n'
+        'train/run/0.mp4,run,0,20,train\ntrain/wave/2.mp4,wave,30,40,train\n'
+        'train/run/0.mp4,run,20,40,validation\ntrain/wave/2.mp4,wave,10,31,validation\n'
+    )
+    code, told, rows = check(root, f'--config.data.csv={root / "list.csv"}')
+    assert code == 1
+    assert rows == [
+        ['validation', 'train/wave/2.mp4#frames=10,31', 'overlaps train/wave/2.mp4#frames=30,40 of train']
+    ]
+    assert 'not the same ones: 0.mp4' in told
+
+
+def test_classes_tell_their_head(check, root, tmp_path):
+    (root / 'list.csv').write_text(
+        'path,noun,verb,split\n'
+        'train/run/0.mp4,0,1,train\ntrain/run/1.mp4,1,0,train\nvalidation/run/4.mp4,1,1,validation\n'
+    )
+    options = ('--config.data.heads=noun,verb', '--config.data.num_classes=(2,2)')
+    best = '--config.checkpoint.best_metric=action_top_1'
+    code, told, rows = check(root, f'--config.data.csv={root / "list.csv"}', *options, best)
+    assert code == 1
+    assert rows == [['validation', f'{head}: 0', 'a class without examples'] for head in ('noun', 'verb')]
+    assert [row[0] for row in classes(tmp_path)] == ['class', 'noun: 0', 'noun: 1', 'verb: 0', 'verb: 1']
+    assert 'validation has no example of noun: 0, verb: 0' in told
 
 
 def test_classes_without_examples(check, root, tmp_path):
@@ -151,6 +199,10 @@ def test_classes_without_examples(check, root, tmp_path):
     code, told, rows = check(root)
     assert code == 1
     assert 'validation has no example of jump, wave' in told
+    assert told.splitlines()[-1] == (
+        'Training goes on with all examples; but 1 class has no example in train, and 2 classes have no example in '
+        'validation.'
+    )
     assert [row for row in rows if row[2] == 'a class without examples'] == [
         ['train', 'jump', 'a class without examples'],
         ['validation', 'jump', 'a class without examples'],

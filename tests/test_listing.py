@@ -50,7 +50,6 @@ def test_folders_of_splits_and_classes(root):
         'train/a/notes.txt',
         'train/.cache/y.mp4',
         'train/__MACOSX/z.mp4',
-        'train/extra.mp4',
     )
     put(root, 'train/été sec/ä b, 100%d.AVI', 'train/b/subject 1/day 2/3.mp4', 'train/b/.hidden/4.mp4')
     train, validation = listed(root), listed(root, 'validation')
@@ -108,7 +107,8 @@ def test_validation_is_drawn_from_train(root):
     assert sorted(pairs(train) + pairs(validation)) == sorted(
         (f'train/{name}/{i}.mp4', 'ab'.index(name)) for name in 'ab' for i in range(10)
     )
-    assert train.note == 'no validation split is given: 20 % of train are taken, drawn by name (seed 0)'
+    expected = 'no validation split is given: 4 of 20 of train (20 %) are taken, drawn by name (seed 0)'
+    assert train.note == expected
     assert (validation.note, test.note) == (train.note, '')
     assert pairs(listed(root, 'validation', seed=1)) != pairs(validation)
 
@@ -126,7 +126,7 @@ def test_a_split_is_drawn_where_none_is_given(root):
     assert [sum(label == kind for _, label in pairs(validation)) for kind in range(4)] == [2, 0, 2, 2]
     assert len(train.entries) == 25 - 6
     assert not set(pairs(train)) & set(pairs(validation))
-    assert train.note == 'no split is given: 75 % train, 25 % validation, drawn by name (seed 0)'
+    assert train.note == 'no split is given: 19 train, 6 validation (24 %), drawn by name (seed 0)'
     assert message(root, 'test').startswith(
         "ROOT has no split 'test': it has train, validation; choose of them with"
     )
@@ -230,7 +230,7 @@ def test_folders_of_images(root):
 def test_folders_that_hold_no_classes(root):
     forms = 'ROOT/train/CLASS/*.mp4, ROOT/CLASS/*.mp4 or ROOT/train.csv (path,label)'
     with pytest.raises(
-        ValueError, match=r'^config.data.root is not set: give the folder .* with --config.data.root=R'
+        ValueError, match=r'^config.data.root is not set: give .* --config.data.csv=FILE \(docs/data.md\)$'
     ):
         list_examples('train', layout=Layout(), endings=ENDINGS)
     assert message(root) == f"config.data.root='ROOT' is not a folder: it must hold {forms}"
@@ -238,7 +238,14 @@ def test_folders_that_hold_no_classes(root):
     ends = 'endings are .avi, .mp4, .webm'
     assert message(root) == f'ROOT has no examples as CLASS/*: {ends}; ROOT holds nothing'
     put(root, '1.mp4', 'clips.csv')
-    assert message(root) == f'ROOT has no examples as CLASS/*: {ends}; ROOT holds 1.mp4, clips.csv'
+    told = (
+        'ROOT has 1 video, but no folders of classes: make a folder a class, ROOT/CLASS/*.mp4, or give a table with '
+        '--config.data.csv=FILE'
+    )
+    assert message(root) == told
+    put(root, '2.AVI')
+    assert message(root) == told.replace('1 video', '2 videos')
+    (root / '2.AVI').unlink()
     put(root, 'videos/2.mp4')
     single = (
         'ROOT has a single class folder, videos: if the classes are in it, give --config.data.root=ROOT/videos, if a '
@@ -252,9 +259,17 @@ def test_folders_that_hold_no_classes(root):
     put(root, 'train/a/1.mp4', 'val/a/1.mp4', 'valid/a/1.mp4')
     assert message(root) == 'ROOT has two folders of a split among train/, val/, valid/: keep one of each'
     put(root, 'train/a/1.jpg')
-    frames = message(root / 'train/a', endings=IMAGES, folders=True)
-    assert frames.startswith(
-        'ROOT has no examples as CLASS/EXAMPLE/*: endings are .jpeg, .jpg, .png; ROOT holds 1'
+    assert message(root / 'train/a', endings=IMAGES, folders=True) == (
+        'ROOT has 1 image, but no folders of classes: make a folder a class, ROOT/CLASS/EXAMPLE/*.jpg, or give a '
+        'table with --config.data.csv=FILE'
+    )
+    put(root, 'bare/train/scan.nii.gz', 'bare/train/b.nii.gz', 'frames/video 1/1.jpg')
+    assert message(root / 'bare', endings=('.nii', '.nii.gz')) == (
+        'ROOT/train has 2 files, but no folders of classes: make a folder a class, ROOT/train/CLASS/*.nii.gz, or '
+        'give a table with --config.data.csv=FILE'
+    )
+    assert message(root / 'frames', endings=IMAGES, folders=True).startswith(
+        'ROOT has no examples as CLASS/EXAMPLE/*: endings are .jpeg, .jpg, .png; ROOT holds video 1/'
     )
 
 
@@ -519,7 +534,8 @@ def test_validation_is_drawn_from_the_table_of_train(root):
     subjects = [{int(path[:-4]) // 4 for path, _ in pairs(listing)} for listing in (train, validation)]
     assert (len(subjects[0]), len(subjects[1]), subjects[0] & subjects[1]) == (8, 2, set())
     expected = (
-        'no validation split is given: 20 % of train are taken, drawn by name (seed 0), grouped by Subject'
+        'no validation split is given: 8 of 40 of train (20 %) are taken, drawn by name (seed 0), '
+        'grouped by Subject'
     )
     assert (train.note, validation.note, test.note) == (expected, expected, '')
     assert [len(listing.bad) for listing in (train, validation, test)] == [1, 0, 0]
@@ -534,7 +550,7 @@ def test_parts_of_one_file_are_not_parted(root):
     train, validation = (listed(root, split, csv=str(root / 'all.csv')) for split in ('train', 'validation'))
     assert (len(train.entries), len(validation.entries)) == (24, 6)
     assert not {path for path, _ in pairs(train)} & {path for path, _ in pairs(validation)}
-    assert train.note == 'no split is given: 80 % train, 20 % validation, drawn by name (seed 0)'
+    assert train.note == 'no split is given: 24 train, 6 validation (20 %), drawn by name (seed 0)'
 
 
 def test_rows_without_a_group(root):
@@ -662,3 +678,9 @@ def test_tables_with_mistakes(root):
     for text, line in expected.items():
         put(root, 'train.csv', text=text)
         assert message(root) == line
+
+
+def test_examples_beside_the_class_folders_are_said(root):
+    put(root, 'train/a/1.mp4', 'train/b/2.mp4', 'train/loose.mp4', 'train/notes.txt', 'validation/a/3.mp4')
+    assert listed(root).bad == [('train/loose.mp4', 'lies in no class folder')]
+    assert len(listed(root).entries) == 2

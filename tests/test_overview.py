@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vivit_jax.data.moving_digits import MovingDigits
-from vivit_jax.data.overview import class_counts, most_common, overview, shortened, spread, survey
+from vivit_jax.data.overview import class_counts, headed, most_common, overview, shortened, spread, survey
 from vivit_jax.data.record import Record
 
 
@@ -100,6 +100,22 @@ def test_an_empty_split_is_no_error():
 )
 def test_class_counts(labels, head_sizes, expected):
     np.testing.assert_array_equal(class_counts(labels, 5, head_sizes), expected)
+
+
+def test_classes_tell_their_head_where_there_are_several():
+    source = Listed([((0, 1), 50, 2.0, SMALL, 'h264')], class_names=('0', '1', '0', '1'))
+    told = overview({'train': source}, head_sizes=(2, 2), heads=('noun', 'verb'))
+    assert told[1:] == ['train has no example of noun: 1, verb: 0']
+    assert overview({'train': source}, head_sizes=(2, 2))[1:] == ['train has no example of 1, 0']
+    assert headed(['run', 'walk'], (2,), ('label',)) == ['run', 'walk']
+
+
+def test_a_shard_that_is_lost_counts_its_examples():
+    source = dataclasses.replace(TRAIN, bad=(('train-00000-of-00002', 'no such file'),))
+    source.lost = 12
+    assert overview({'train': source})[-1] == (
+        '12 of 16 examples of train left out: train-00000-of-00002 (no such file)'
+    )
 
 
 def test_words():

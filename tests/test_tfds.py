@@ -202,8 +202,13 @@ def test_damaged_files(prepared, tmp_path):
         seed for index, seed in enumerate(lengths(whole)) if paths[1].name in whole[index].name
     ]
     assert {name.partition(',')[0] for name, _ in left.bad} == {paths[0].name}
+    assert left.lost == 7 - len(left) > 0
+    # Of a slice only what it asks for is missing.
+    assert source(folder, 'train[:1]').lost == 1
+    assert source(folder, 'train[-1:]').lost == 0
     paths[0].unlink()
     assert source(folder).bad == [(paths[0].name, 'no such file')]
+    assert source(folder).lost == left.lost
 
 
 def test_the_extra_is_named(tmp_path, monkeypatch):

@@ -314,6 +314,47 @@ def test_a_file_that_is_cut_off_has_the_records_before_the_cut(root):
         assert all(f'the file is cut off: {cut - start} ' in cause for _, cause in validation.bad)
 
 
+def test_a_lost_shard_counts_its_examples(tmp_path):
+    def shard(number):
+        return tmp_path / f'train-{number:05d}-of-00004'
+
+    record = framed(labelled([1], 0))  # all are alike
+    for number, count in enumerate((10, 8, 9, 9)):
+        shard(number).write_bytes(record * count)
+    assert source(tmp_path).lost == 0
+    shard(0).write_bytes(b'no record, but text')
+    train = source(tmp_path)
+    assert (len(train), len(train.bad), train.lost) == (26, 1, 9)  # as many as the others have on average
+    damaged = bytearray(record * 8)
+    damaged[len(record) + 200] ^= 1  # the second's bytes: one is lost
+    shard(1).write_bytes(damaged)
+    assert (len(source(tmp_path)), source(tmp_path).lost) == (25, 10)
+    damaged[4 * len(record)] ^= 1  # the fifth's length: four that are left cannot be found
+    shard(1).write_bytes(damaged)
+    train = source(tmp_path)
+    assert (len(train), len(train.bad), train.lost) == (
+        21,
+        3,
+        9 + 1 + 4 + 1,
+    )  # 9 on average: it lacks one more
+    shard(1).write_bytes(record * 2 + record[:30])  # cut off: where others have 9, it lacks 7
+    assert (len(source(tmp_path)), source(tmp_path).lost) == (20, 9 + 7)
+    write(shard(2), *[labelled([1], 0)] * 8, sequence_example([1]))  # a record without a label
+    assert source(tmp_path).lost == 9 + 7 + 1
+
+
+def test_what_a_file_of_its_own_has_lost(root):
+    record = framed(labelled([1], 0))
+    for content, lost in {
+        record * 3 + record[:20]: 1,
+        record[:-1]: 1,
+        record + bytes(4 * len(record)): 4,  # a length that is damaged, and all after it
+    }.items():
+        (root / 'val.tfrecord').write_bytes(content)
+        assert source(root, 'validation').lost == lost
+        assert source(root).lost == 0  # another split's
+
+
 def test_files_that_are_no_tfrecords(root):
     cases = {
         b'no record, but text': 'not a TFRecord: the first length does not agree with its checksum',

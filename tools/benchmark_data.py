@@ -10,8 +10,9 @@ Three tables:
               making a batch, putting it on the device; and colours and RandAugment, each as if on for every clip.
   in all      batches as training gets them, with colours and RandAugment as configured, in threads and worker
               processes: clips a second, processor cores in use, the most memory in MiB beside what the program holds
-              before it reads, and what bounds it, but for some tens of MiB of the decoder's and other libraries' own:
-              clips that wait and are being made; and a worker's memory in all.
+              before it reads; an estimate of it, of clips that wait and are being made, all as large as the
+              largest; and a worker's memory in all. The estimate is no bound: decoders and other libraries hold
+              frames and tables of their own, some tens of MiB a thread, more for large frames.
 
 Examples:
   python tools/benchmark_data.py --videos=FOLDER
@@ -109,6 +110,8 @@ def main() -> None:
         parser.error('--clips, --rounds and --threads must be at least 1, --workers at least 0')
     overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
     try:
+        if parsed.json:
+            _check_output(pathlib.Path(parsed.json))
         if parsed.videos:
             config = config_module.load(str(BASE), OF_VIDEOS | overrides)
             source: Source = _videos(pathlib.Path(parsed.videos))
@@ -116,15 +119,28 @@ def main() -> None:
             config = config_module.load(parsed.config, overrides)
             source = experiment.make_source(config, config.data.train_split)
         report = _measure(config, source, parsed)
-    except ValueError as error:
+        print('\n'.join(_text(report)))
+        if parsed.json:
+            pathlib.Path(parsed.json).write_text(json.dumps(report, indent=2) + '\n')
+    except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
-    print('\n'.join(_text(report)))
-    if parsed.json:
-        pathlib.Path(parsed.json).write_text(json.dumps(report, indent=2) + '\n')
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(','))
+    try:
+        return tuple(int(number) for number in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be whole numbers with commas between, as 1,2,4'
+        ) from None
+
+
+def _check_output(path: pathlib.Path) -> None:
+    """Raises before anything is measured where figures could not be written."""
+    if not path.parent.is_dir():
+        raise ValueError(f'--json={path}: {path.parent} is not a folder')
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f'--json={path} cannot be written')
 
 
 def _videos(folder: pathlib.Path) -> Videos:
@@ -393,7 +409,7 @@ def _in_all(config: ConfigDict, source: Source, workers: int, threads: int, numb
         'clips_per_second': steps * rows / seconds,
         'cores': None if workers else processor / seconds,
         'memory': _peak() - before,
-        'bound': (waiting * clip + being_made) / 2**20,
+        'estimate': (waiting * clip + being_made) / 2**20,
         'worker': max(peaks, default=None),
     }
 
@@ -423,11 +439,13 @@ def _text(report: dict[str, Any]) -> Iterator[str]:
         yield from _table('stage', 'CPU ms a clip')
         yield from (_row(name, f'{value:.2f}') for name, value in report['stages'].items())
     yield from _table(
-        'workers', 'threads', 'clips / s', 'cores', 'memory, MiB', 'bound, MiB', 'a worker, MiB'
+        'workers', 'threads', 'clips / s', 'cores', 'memory, MiB', 'estimate, MiB', 'a worker, MiB'
     )
     for row in report['in_all']:
         cores = '' if row['cores'] is None else f'{row["cores"]:.2f}'
-        memory = ['' if row[name] is None else f'{row[name]:.0f}' for name in ('memory', 'bound', 'worker')]
+        memory = [
+            '' if row[name] is None else f'{row[name]:.0f}' for name in ('memory', 'estimate', 'worker')
+        ]
         yield _row(row['workers'], row['threads'], f'{row["clips_per_second"]:.1f}', cores, *memory)
 
 

@@ -59,7 +59,7 @@ def describe_data(config: ConfigDict, sources: Mapping[str, Source], head_sizes:
     """Returns lines about the data: how much of what, how it came into splits and is sampled, what is bad in it."""
     data = config.data
     lines = [f'{data.source}' + (f' in {where}' if (where := data.root or data.csv) else '')]
-    lines += overview(sources, head_sizes=head_sizes)
+    lines += overview(sources, head_sizes=head_sizes, heads=tuple(data.heads))
     if data.sampling == 'balanced':
         lines.append('balanced sampling: every class equally often, examples of rare ones again and again')
     return lines

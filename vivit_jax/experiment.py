@@ -134,7 +134,7 @@ def open_source(config: ConfigDict, split: str, looking: Examination | None = No
     if data.root is None and not data.csv and data.source not in ('tfds', 'medmnist', 'moving_digits'):
         raise ValueError(
             f'config.data.root is not set: get {data.dataset or "your videos"} and give its folder, laid out as '
-            f'the docstring of the config tells, with --config.data.root=FOLDER'
+            f'the docstring of the config and docs/data.md tell, with --config.data.root=FOLDER'
         )
     layout = Layout(
         root=data.root,

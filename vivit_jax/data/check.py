@@ -42,7 +42,7 @@ from vivit_jax.writers import Terminal
 SHOWN = 20  # bad examples on the terminal
 MOST_CLASSES = 40  # on the terminal; of more, the smallest and the largest
 # How a name ends that tells the part of a file, in seconds or frames, and how far its six digits may be off.
-PART = re.compile(r'#(t|frames)=([^,#]+)(?:,([^,#]+))?$')
+PART = re.compile(r'#(t|frames)=([0-9.e+-]+)(?:,([0-9.e+-]+))?$')
 ROUNDING = 1e-5
 WITHOUT = 'a class without examples'
 Finding = tuple[str, str, str]  # split, name, cause

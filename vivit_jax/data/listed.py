@@ -72,9 +72,10 @@ class ListedFiles:
         if fps and kind.times is None:
             raise ValueError(f'config.data.fps={fps:g}: {kind.name} have no time; set it to 0')
         listing = list_examples(split, layout=layout, endings=kind.endings, folders=kind.folders)
-        if begun := examination.begun.get(kind.name, {}).get(split):
+        begun = examination.begun.get(kind.name, {}).get(split)
+        examination.listed.setdefault(kind.name, {})[split] = begun or pack_listing(listing)
+        if begun:
             listing = as_begun(listing, unpack_listing(begun), split)
-        examination.listed.setdefault(kind.name, {})[split] = pack_listing(listing)
         self.class_names, self.head_sizes = listing.class_names, listing.head_sizes
         self.splits, self.note = listing.splits, listing.note
         self._kind, self._fps, self._folder = kind, fps, str(listing.folder)

@@ -75,14 +75,27 @@ def class_counts(
     return counts + np.bincount(places.ravel(), minlength=classes)
 
 
+def headed(class_names: Sequence[str], head_sizes: Sequence[int], heads: Sequence[str]) -> list[str]:
+    """Returns the names of classes, with that of their head before them, `noun: 0`, where there are several."""
+    if len(heads) < 2:
+        return list(class_names)
+    of = [head for head, size in zip(heads, head_sizes, strict=True) for _ in range(size)]
+    return [f'{head}: {name}' for head, name in zip(of, class_names, strict=True)]
+
+
 def overview(
-    sources: Mapping[str, Source], *, head_sizes: Sequence[int] = (), most: int = ENOUGH
+    sources: Mapping[str, Source],
+    *,
+    head_sizes: Sequence[int] = (),
+    heads: Sequence[str] = (),
+    most: int = ENOUGH,
 ) -> list[str]:
     """Says in a few lines what a data set is like.
 
     Args:
         sources: The splits in use by name, the one that is trained on first.
         head_sizes: Classes of each head; (): one head.
+        heads: What the heads are called; (): classes are named without their head.
         most: Records looked at in each split.
 
     Returns:
@@ -96,7 +109,7 @@ def overview(
         if len(seen.labels) == seen.total:
             found[split] = class_counts(seen.labels, len(source.class_names), head_sizes)
         lines.append(f'{split}: {describe(seen, len(source.class_names), found.get(split))}')
-    names = next(iter(sources.values())).class_names
+    names = headed(next(iter(sources.values())).class_names, head_sizes, heads)
     lines += dict.fromkeys(note for source in sources.values() if (note := getattr(source, 'note', '')))
     for split, counts in found.items():
         if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
@@ -104,8 +117,9 @@ def overview(
     for split, source in sources.items():
         if source.bad:
             bad = [f'{name} ({cause})' for name, cause in source.bad]
-            total = len(source) + len(source.bad)
-            lines.append(f'{len(bad)} of {total:,} examples of {split} left out: {shortened(bad)}')
+            lost = getattr(source, 'lost', len(bad))
+            total = len(source) + lost
+            lines.append(f'{lost:,} of {total:,} examples of {split} left out: {shortened(bad)}')
     return lines
 
 

@@ -29,6 +29,7 @@ class TFDS:
     Attributes:
         class_names: As the set names them, those of several heads one after another.
         bad: (file and record, cause) of what cannot be used.
+        lost: Examples that the set says are there, but are not or cannot be used: a shard is many.
         splits: Names of all splits there are.
         digest: Of the set with its version, classes, places and labels.
     """
@@ -66,6 +67,7 @@ class TFDS:
         self._examples: list[tuple[str, shards.Shot, Label]] = []
         for file, instruction in zip(files, instructions, strict=True):
             self._add(file, outcomes[file], instruction)
+        self.lost = sum(instruction.take for instruction in instructions) - len(self._examples)
         self._folder, self._video = str(folder), video
         lines = [[file, shot.number, label, shot.num_frames] for file, shot, label in self._examples]
         manifest = json.dumps([info.full_name, self.class_names, lines])

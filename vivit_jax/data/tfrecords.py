@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import statistics
 from collections.abc import Sequence
 
 from vivit_jax.data.examine import Examination, examine
@@ -23,6 +24,8 @@ from vivit_jax.data.record import Found, Label, Record
 VIDEO = 'image/encoded'
 INDEX, TEXTS = 'clip/label/index', ('clip/label/text', 'clip/label/string')  # DMVR's, MediaSequence's
 FORM = 'SPLIT=NAME@SHARDS or SPLIT=FILE, with commas between, as train=train.tfrecord@1024,test=test.tfrecord'
+# What `shards` says of a file whose end cannot be read.
+REST = re.compile('^(?:the file is cut off: |its length is damaged: the )([0-9]+) ')
 
 Shots = list[tuple[str, shards.Shot]]  # with the file of each, relative to the root
 
@@ -33,6 +36,7 @@ class TFRecords:
     Attributes:
         class_names: Of all splits alike, those of several heads one after another.
         bad: (file and record, cause) of what cannot be used.
+        lost: Examples that are missing for that, as near as can be told: a shard is many.
         splits: Names of all splits there are.
         note: A line for the log where classes are not numbered as the records say; else ''.
         digest: Of classes, places and labels.
@@ -68,10 +72,12 @@ class TFRecords:
         names = [name for group in found.values() for name in group]
         outcomes = examine(f'tfrecords {" ".join(keys)}', self._root, names, probe, examination)
         self.bad: list[tuple[str, str]] = []
+        self.lost = 0
         everything: dict[str, Shots] = {}
         for each, group in found.items():
             everything[each], bad = _gather(group, outcomes)
-            self.bad += bad if each == split else []
+            if each == split:
+                self.bad, self.lost = bad, _lost(group, outcomes)
         sizes = _head_sizes(everything, layout)
         self.class_names, by_name, self.note = _classes(everything, sizes)
         self._examples: list[tuple[str, shards.Shot, Label]] = []
@@ -79,6 +85,7 @@ class TFRecords:
             label = _label(shot, sizes, layout, by_name)
             if isinstance(label, str):
                 self.bad.append((f'{name}, record {shot.number}', label))
+                self.lost += 1
             else:
                 self._examples.append((name, shot, label))
         counts = collections.Counter(shot.name for _, shot, _ in self._examples)
@@ -189,6 +196,34 @@ def _gather(names: Sequence[str], outcomes: dict[str, Found | str]) -> tuple[Sho
         shots += [(name, shot) for shot in good]
         bad += [(f'{name}, {which}', cause) for which, cause in causes]
     return shots, bad
+
+
+def _lost(names: Sequence[str], outcomes: dict[str, Found | str]) -> int:
+    """Returns how many examples of a split are missing: counted, or for what has no whole record estimated.
+
+    A shard that cannot be read counts as many as the whole ones have on average, at least 1. One that ends too early
+    counts the bytes of its rest in records of its mean size (where it has none, in those of the split), or what it
+    lacks to that average if that is more, at least 1.
+    """
+    opened = {name: shards.unpack(found) for name in names if not isinstance(found := outcomes[name], str)}
+    counts = {name: len(shots) + len(bad) for name, (shots, bad) in opened.items()}
+    whole = [counts[name] for name, (_, bad) in opened.items() if not _rest(bad)] or list(counts.values())
+    typical = statistics.mean(whole) if whole else 0.0
+    of_all = [shot.length for shots, _ in opened.values() for shot in shots]
+    lost = (len(names) - len(opened)) * max(round(typical), 1)
+    for shots, bad in opened.values():
+        lost += len(bad)
+        if rest := _rest(bad):
+            sizes = [shot.length for shot in shots] or of_all or [rest]
+            in_rest = rest / (statistics.mean(sizes) + shards.HEADER.size + shards.FOOTER.size)
+            lost += max(round(in_rest), round(typical) - len(shots) - len(bad) + 1, 1) - 1
+    return lost
+
+
+def _rest(bad: Sequence[tuple[str, str]]) -> int:
+    """Returns the bytes after a shard's last whole record; 0 where it ends with one."""
+    told = REST.search(bad[-1][1]) if bad else None
+    return int(told[1]) if told else 0
 
 
 def _head_sizes(everything: dict[str, Shots], layout: Layout) -> tuple[int, ...]:

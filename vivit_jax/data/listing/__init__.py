@@ -5,7 +5,7 @@ import math
 import pathlib
 
 from vivit_jax.data.listing.annotations import Disk, Rows, label_columns, understand
-from vivit_jax.data.listing.folders import examples_by_class, files_in, split_folders, subfolders
+from vivit_jax.data.listing.folders import examples_by_class, files_in, loose_files, split_folders, subfolders
 from vivit_jax.data.listing.labels import one_hot
 from vivit_jax.data.listing.rows import draw_rows, label_rows, split_rows
 from vivit_jax.data.listing.split_tables import ALL, named_tables, tables_in
@@ -117,7 +117,7 @@ def list_examples(split: str, *, layout: Layout, endings: tuple[str, ...], folde
     if root is None and not layout.csv:
         raise ValueError(
             f'config.data.root is not set: give the folder that holds the data, as {forms}, with '
-            '--config.data.root=ROOT, or a table with --config.data.csv=FILE'
+            '--config.data.root=ROOT, or a table with --config.data.csv=FILE (docs/data.md)'
         )
     if root is not None and not root.is_dir():
         raise ValueError(f'config.data.root={layout.root!r} is not a folder: it must hold {forms}')
@@ -165,6 +165,8 @@ def _from_folders(
     train = given.get('train', folder)
     shape = f'CLASS/{"EXAMPLE/" if folders else ""}*'
     names, examples, bad = examples_by_class(root, folder, train, endings, folders)
+    if not examples and (loose := loose_files(root / folder, endings)):
+        raise ValueError(_without_classes(root / folder, loose, endings, folders))
     if not examples:
         raise ValueError(
             f'{root / folder} has no examples as {shape}: endings are {", ".join(endings)}; {_there(root)}'
@@ -178,7 +180,7 @@ def _from_folders(
         )
     if split not in splits:
         raise ValueError(no_split(split, splits, str(root)))
-    drawn = drawn and split in ('train', 'validation')
+    drawn, note = drawn and split in ('train', 'validation'), ''
     if len(layout.heads) > 1 or (layout.group and drawn):
         setting = f'heads={layout.heads}' if len(layout.heads) > 1 else f'group={layout.group!r}'
         raise ValueError(
@@ -189,6 +191,7 @@ def _from_folders(
         validates = draw_validation(
             *zip(*examples, strict=True), share=layout.validation_share, seed=layout.seed
         )
+        note = _note(layout, len(validates), sum(validates), whole=not given)
         pairs = zip(examples, validates, strict=True)
         examples = [example for example, is_so in pairs if is_so == (split == 'validation')]
         bad = bad if split == 'train' else []
@@ -206,7 +209,7 @@ def _from_folders(
         entries=[Entry(path=path, label=labels[number]) for path, number in examples],
         bad=bad,
         splits=splits,
-        note=_note(layout, whole=not given) if drawn else '',
+        note=note,
     )
 
 
@@ -216,11 +219,31 @@ def _there(root: pathlib.Path) -> str:
     return f'{root} holds {", ".join(names[:8]) or "nothing"}' + (', …' if len(names) > 8 else '')
 
 
-def _note(layout: Layout, whole: bool) -> str:
-    share = round(100 * layout.validation_share, 1)
+def _without_classes(
+    folder: pathlib.Path, loose: list[pathlib.Path], endings: tuple[str, ...], folders: bool
+) -> str:
+    """Says what to do with examples that lie in no folder of a class."""
+    name = loose[0].name.lower()
+    ending = max((each for each in endings if name.endswith(each)), key=len)
+    kind = ('image' if folders else 'video' if '.mp4' in endings else 'file') + (
+        's' if len(loose) > 1 else ''
+    )
+    return (
+        f'{folder} has {len(loose):,} {kind}, but no folders of classes: make a folder a class, '
+        f'{folder}/CLASS/{"EXAMPLE/" if folders else ""}*{ending}, or give a table with --config.data.csv=FILE'
+    )
+
+
+def _note(layout: Layout, total: int, validating: int, whole: bool) -> str:
+    """Says how many were drawn of how many; files that cannot be read are not yet known."""
+    share = f'({round(100 * validating / max(total, 1), 1):g} %)'
     grouped = f', grouped by {layout.group}' if layout.group else ''
-    parts = f'{100 - share:g} % train, {share:g} % validation' if whole else f'{share:g} % of train are taken'
-    return f'no {"" if whole else "validation "}split is given: {parts}, drawn by name (seed {layout.seed}){grouped}'
+    parts = (
+        f'no split is given: {total - validating:,} train, {validating:,} validation {share}'
+        if whole
+        else f'no validation split is given: {validating:,} of {total:,} of train {share} are taken'
+    )
+    return f'{parts}, drawn by name (seed {layout.seed}){grouped}'
 
 
 def _from_tables(
@@ -265,7 +288,10 @@ def _from_tables(
             seed=layout.seed,
         )
         if split in ('train', 'validation'):
-            note = _note(layout, whole=source == ALL and told.splits is None)
+            used = [name for place, name in enumerate(row_splits) if place not in told.causes]
+            validating, training = used.count('validation'), used.count('train')
+            whole = source == ALL and told.splits is None
+            note = _note(layout, training + validating, validating, whole)
     if split not in splits:
         raise ValueError(no_split(split, splits, str(told.table.file)))
     home = splits[0] if source == ALL else source  # of rows that do not tell their split

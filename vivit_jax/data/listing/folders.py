@@ -22,6 +22,11 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     ]
 
 
+def loose_files(folder: pathlib.Path, endings: tuple[str, ...]) -> list[pathlib.Path]:
+    """Returns the files of such endings that lie in a folder itself, sorted."""
+    return [file for file in files_in(folder) if file.name.lower().endswith(endings)]
+
+
 def _entries(folder: pathlib.Path) -> list['os.DirEntry[str]']:
     try:
         with os.scandir(folder) as entries:
@@ -75,6 +80,9 @@ def examples_by_class(
     names = list(dict.fromkeys(_plain(name) for name in subfolders(root / train)))
     numbers = {name: number for number, name in enumerate(names)}
     examples, bad = [], []
+    if not folders:
+        loose, _ = _look(str(root / folder), endings, folders, first_only=False)
+        bad = [(f'{folder}/{name}' if folder else name, 'lies in no class folder') for name in sorted(loose)]
     for name in subfolders(root / folder):
         if _plain(name) not in numbers:
             raise ValueError(f'class folder {root / folder / name} is not among the {len(numbers)} of train')
