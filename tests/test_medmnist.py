@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -150,6 +151,8 @@ def package(tmp_path, monkeypatch):
     urls = {f'url{size}': (remote / f'adrenalmnist3d{size}.npz').as_uri() for size in ('', '_64')}
     (package / 'info.py').write_text(f'INFO = {{"adrenalmnist3d": {urls}}}\n')
     monkeypatch.setenv('HOME', str(home))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'medmnist']:
+        monkeypatch.delitem(sys.modules, name)  # the real one, where another test compares with it
     monkeypatch.syspath_prepend(str(package.parent))
     return remote, home
 
