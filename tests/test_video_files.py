@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pickle
+import re
 import shutil
 
 import jax
@@ -115,34 +116,26 @@ def test_records_travel_to_worker_processes(root):
     np.testing.assert_array_equal(record.read(np.array([5]))[0], decode(source.path(0))[5])
 
 
-def test_a_source_that_there_is_not():
-    with pytest.raises(
-        ValueError, match=r"^data.source='kinetics': choose one of video_files, frame_folders, "
-    ) as told:
-        open_source(
-            'kinetics',
-            'train',
-            layout=Layout(),
-            examination=Examination(),
-            frames=4,
-            fps=0.0,
-            seed=0,
-            options={},
-        )
-    assert all(name in str(told.value) for name in SOURCES)
-
-
-def test_a_rate_without_a_clock():
-    with pytest.raises(
-        ValueError, match=r"^data.fps=8: clips of data.source='moving_digits' are counted in frames"
-    ):
-        open_source(
+@pytest.mark.parametrize(
+    ('name', 'fps', 'message'),
+    [
+        ('kinetics', 0.0, "data.source='kinetics': choose one of " + ', '.join(SOURCES)),
+        (
             'moving_digits',
+            8.0,
+            "data.fps=8: clips of data.source='moving_digits' are counted in frames; set it to 0",
+        ),
+    ],
+)
+def test_a_source_that_there_is_not_and_a_rate_without_a_clock(name, fps, message):
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        open_source(
+            name,
             'train',
             layout=Layout(),
             examination=Examination(),
             frames=4,
-            fps=8.0,
+            fps=fps,
             seed=0,
             options={},
         )

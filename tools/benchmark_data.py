@@ -43,8 +43,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vivit_jax import command_line, experiment, sharding
 from vivit_jax import config as config_module
-from vivit_jax import experiment, sharding
 from vivit_jax.data import clips, pipeline, transforms
 from vivit_jax.data.files import decoding
 from vivit_jax.data.randaugment import RandAugment
@@ -104,11 +104,9 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds of readers and stages (5)')
     parser.add_argument('--json', metavar='FILE', help='also write all figures there')
     parsed, rest = parser.parse_known_args()
-    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
-        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
     if min(parsed.clips, parsed.rounds, *parsed.threads) < 1 or min(parsed.workers) < 0:
         parser.error('--clips, --rounds and --threads must be at least 1, --workers at least 0')
-    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    overrides = command_line.overrides(parser, rest)
     try:
         if parsed.json:
             _check_output(pathlib.Path(parsed.json))

@@ -19,8 +19,8 @@ import time
 import jax
 from ml_collections import ConfigDict
 
+from vivit_jax import command_line, experiment, train
 from vivit_jax import config as config_module
-from vivit_jax import experiment, train
 from vivit_jax.dry_run import dry_run
 from vivit_jax.models.cost import multiply_adds, parameters
 from vivit_jax.models.vivit import ATTENTIONS
@@ -37,9 +37,7 @@ def main() -> None:
     parser.add_argument('--models', nargs='+', choices=ATTENTIONS, default=ATTENTIONS, metavar='MODEL')
     parser.add_argument('--output', default='runs/comparison', metavar='DIR', help='workdirs and table.md')
     parsed, rest = parser.parse_known_args()
-    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
-        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
-    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    overrides = command_line.overrides(parser, rest)
     folder = pathlib.Path(parsed.output)
     try:
         configs = {

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vivit_jax import command_line, experiment, init_from
 from vivit_jax import config as config_module
-from vivit_jax import experiment, init_from
 from vivit_jax.formats import Weights, own
 from vivit_jax.formats.account import Account, as_is
 from vivit_jax.models.vivit import create_model
@@ -44,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')
     parser.add_argument('--config', metavar='FILE[:ARGUMENT]', help='the model to put them into')
     parsed, rest = parser.parse_known_args(arguments)
-    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
-        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
-    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    overrides = command_line.overrides(parser, rest)
     try:
         convert(parsed.path, parsed.config, overrides, pathlib.Path(parsed.output))
     except (ValueError, OSError) as error:

@@ -41,6 +41,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
+from vivit_jax import command_line
 from vivit_jax.data.array_record import (
     Prepared,
     Shard,
@@ -115,13 +116,11 @@ def _parse(given: list[str], beam_options: list[str]) -> tuple[argparse.Namespac
     add('--workers', type=int, default=2, metavar='N', help='processes, up to 0.8 GB each (default 2)')
     add('--beam', action='store_true', help='prepare as an Apache Beam pipeline')
     parsed, rest = parser.parse_known_args(given)
-    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
-        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
     if parsed.workers < 1 or parsed.shards < 0:
         parser.error(f'--workers={parsed.workers} --shards={parsed.shards}: must be at least 1 and 0')
     if beam_options and not parsed.beam:
         parser.error(f'{beam_options[0]!r} after -- is for Beam: add --beam')
-    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    overrides = command_line.overrides(parser, rest)
     if parsed.fps:
         overrides['data.fps'] = str(parsed.fps)
     return parsed, overrides

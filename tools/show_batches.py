@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
+from vivit_jax import command_line, experiment
 from vivit_jax import config as config_module
-from vivit_jax import experiment
 from vivit_jax.data.record import Label, Record, Source
 
 INK, PALE, LINE, PAPER = '#212529', '#6c757d', '#dee2e6', '#ffffff'
@@ -93,9 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--step', type=int, default=0, metavar='N', help='of training (default 0, the first)')
     parser.add_argument('--mixup', action='store_true', help='also blend clips, as training.mixup_alpha says')
     parsed, rest = parser.parse_known_args(arguments)
-    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
-        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
-    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    overrides = command_line.overrides(parser, rest)
     try:
         config = config_module.load(parsed.config, overrides)
         path = pathlib.Path(parsed.output or f'runs/{config.name}_batches.png')

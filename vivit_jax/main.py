@@ -29,6 +29,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from vivit_jax import command_line
 from vivit_jax import config as config_module
 
 MODES = ('train', 'eval', 'dry_run')
@@ -73,16 +74,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     parser.add_argument('--mode', choices=MODES, default='train', help='default: train')
     parsed, rest = parser.parse_known_args(arguments)
-    overrides = {}
-    while rest:
-        option = rest.pop(0)
-        match = re.fullmatch(r'--config\.([^=]+)(?:=(.*))?', option, re.DOTALL)
-        if not match:
-            parser.error(f'{option!r} is no option: see --help')
-        if match[2] is None and not rest:
-            parser.error(f'{option} needs a value, as {option}=VALUE')
-        overrides[match[1]] = rest.pop(0) if match[2] is None else match[2]
-    return parsed, overrides
+    return parsed, command_line.overrides(parser, rest)
 
 
 def _join(where: str) -> None:

@@ -32,8 +32,8 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
+from vivit_jax import command_line, experiment
 from vivit_jax import config as config_module
-from vivit_jax import experiment
 from vivit_jax.data.files.damage import fingerprint, record_damage, video_damage
 from vivit_jax.data.overview import Survey, class_counts, headed, most_common, shortened, spread, survey
 from vivit_jax.data.record import Source
@@ -61,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--output', metavar='FILE.csv', help='default: runs/NAME_check.csv')
     parser.add_argument('--decode', action='store_true', help='read every frame of every file; takes long')
     parsed, rest = parser.parse_known_args(arguments)
-    if wrong := [option for option in rest if not option.startswith('--config.') or '=' not in option]:
-        parser.error(f'{wrong[0]!r} is no option; keys of the configuration are --config.KEY=VALUE')
-    overrides = dict(option.removeprefix('--config.').split('=', 1) for option in rest)
+    overrides = command_line.overrides(parser, rest)
     try:
         config = config_module.load(parsed.config, overrides)
         path = pathlib.Path(parsed.output or f'runs/{config.name}_check.csv')
