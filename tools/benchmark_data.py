@@ -1,18 +1,15 @@
 """Measures how fast training clips are read, beside a plain PyAV loop and decord, stage by stage, and in all.
 
 Three tables:
-  readers     the same clips by each reader, taking turns clip by clip, one thread each: clips a second of processor
-              time, and how many times that of the plain loop (median, lowest and highest of the rounds). "clips" ends
-              with the pixels of the model's input (resized with jitter, cropped, mirrored), "frames" with decoded RGB
-              frames. The plain loop is what one writes at first: seek to the time of the first frame, decode to the
-              last. "right" counts the clips whose frames are those of decoding from the start.
+  readers     the same clips by each reader, taking turns, one thread each: clips a second of processor time, and how
+              many times that of the plain loop (median, lowest and highest of the rounds). "clips" ends with the
+              model's input (resized with jitter, cropped, mirrored), "frames" with decoded RGB. The plain loop seeks
+              the time of the first frame and decodes to the last; "right" counts what equals decoding from the start.
   stages      processor time of a clip: opening, seeking and decoding, conversion to RGB, resize, crop and mirroring,
               making a batch, putting it on the device; and colours and RandAugment, each as if on for every clip.
-  in all      batches as training gets them, with colours and RandAugment as configured, in threads and worker
-              processes: clips a second, processor cores in use, the most memory in MiB beside what the program holds
-              before it reads; an estimate of it, of clips that wait and are being made, all as large as the
-              largest; and a worker's memory in all. The estimate is no bound: decoders and other libraries hold
-              frames and tables of their own, some tens of MiB a thread, more for large frames.
+  in all      batches as training gets them, in threads and worker processes: clips a second, cores in use, the most
+              memory beside what the program holds before it reads; an estimate of it, of clips that wait and are
+              made, which is no bound, as libraries hold some tens of MiB a thread; and a worker's memory in all.
 
 Examples:
   python tools/benchmark_data.py --videos=FOLDER
@@ -52,12 +49,10 @@ from vivit_jax.data.record import Found, Record, Source
 
 BASE = pathlib.Path(__file__).parent.parent / 'configs' / 'base.py'
 # Of --videos: without labels, and with batches that fit into small machines.
-OF_VIDEOS = {
-    'data.num_classes': '(1,)',
-    'data.colour_jitter': '0.0',
-    'data.colour_drop': '0.0',
-    'training.batch_size': '8',
-}
+OF_VIDEOS = {'data.num_classes': '(1,)', 'training.batch_size': '8'}
+OF_VIDEOS |= {'data.colour_jitter': '0.0', 'data.colour_drop': '0.0'}
+SPEEDS = ('clips_per_cpu_second', 'of_plain', 'lowest', 'highest')
+MEMORY = ('memory', 'estimate', 'worker')
 OURS, PLAIN, DECORD = 'vivit_jax', 'plain PyAV loop', 'decord'
 File = tuple[str, Found]
 Drawn = tuple[str, Found, np.ndarray]  # a file, what was found in it, and the frames of a clip
@@ -428,9 +423,7 @@ def _text(report: dict[str, Any]) -> Iterator[str]:
         yield from _table('ends with', 'reader', 'clips / CPU-s', 'of plain', 'lowest', 'highest', 'right')
         for row in report['readers']:
             right = f'{row["right"]}/{row["clips"]}' if 'right' in row else ''
-            speeds = [
-                f'{row[name]:.2f}' for name in ('clips_per_cpu_second', 'of_plain', 'lowest', 'highest')
-            ]
+            speeds = [f'{row[name]:.2f}' for name in SPEEDS]
             yield _row(row['what'], row['reader'], *speeds, right)
         yield from (f'left out: {path}: {cause}' for path, cause in report['left_out'].items())
     if report.get('stages'):
@@ -441,9 +434,7 @@ def _text(report: dict[str, Any]) -> Iterator[str]:
     )
     for row in report['in_all']:
         cores = '' if row['cores'] is None else f'{row["cores"]:.2f}'
-        memory = [
-            '' if row[name] is None else f'{row[name]:.0f}' for name in ('memory', 'estimate', 'worker')
-        ]
+        memory = ['' if row[name] is None else f'{row[name]:.0f}' for name in MEMORY]
         yield _row(row['workers'], row['threads'], f'{row["clips_per_second"]:.1f}', cores, *memory)
 
 
