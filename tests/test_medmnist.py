@@ -119,7 +119,7 @@ def test_volumes_are_loaded_once_and_do_not_travel(stand_in, monkeypatch):
             '(https://zenodo.org/records/10519652/files/organmnist3d.npz, '
             'MD5 a0c5a1ff56af4f155c46d46fbb45a2fe): '
             'curl -LO https://zenodo.org/records/10519652/files/organmnist3d.npz there, or give its folder with '
-            "--config.data.root=FOLDER, or pip install 'vivit_jax[medmnist]' and it is downloaded",
+            "--config.data.root=FOLDER, or pip install --no-deps medmnist and it is downloaded",
         ),
         ({'size': 64}, "config.data.root='no' is not a folder: it must hold organmnist3d_64.npz of MedMNIST v2 "
          '(https://zenodo.org/records/10519652/files/organmnist3d_64.npz, MD5 58a2205adf14a9d0a189cb06dc78bf10); '

@@ -1,4 +1,4 @@
-"""Experiments on MedMNIST 3D from end to end, on small stand-ins for the published files."""
+"""Experiments on volumes from end to end: MedMNIST 3D, on small stand-ins for the published files, and own scans."""
 
 import csv
 import hashlib
@@ -136,6 +136,39 @@ def test_our_recipe_is_selected_by_validation_auc(stand_in, tmp_path, capsys):
     assert [path.name for path in workdir.glob('adrenalmnist3d_test_*')] == [result.name]
     row = load_tool('medmnist_table').read_run(workdir)
     assert (row.experiment, row.name, row.size, row.values[0]) == ('medmnist3d', 'adrenal', 28, test['auc'])
+
+
+def test_own_scans_from_files_to_predictions(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    scans = tmp_path / 'scans'
+    for number in range(20):
+        label = 'ill' if number % 4 == 0 else 'well'
+        (scans / label).mkdir(parents=True, exist_ok=True)
+        np.save(scans / label / f'{number:02d}.npy', random.normal(number % 4 == 0, 1.0, (9, 10, 11)))
+    (scans / 'ill' / 'torn.npy').write_bytes((scans / 'ill' / '00.npy').read_bytes()[:-1])
+    small = {'data.frames': '8', 'data.crop': '8,8', 'model.tubelet': '4,4,4', 'model.num_layers': '1'}
+    small |= {'model.width': '12', 'model.mlp_dim': '8', 'data.sampling': 'balanced', 'data.max_bad': '0.5'}
+    small |= {'optimizer.warmup_steps': '1', 'data.cache': str(tmp_path / 'cache')}
+    workdir = tmp_path / 'run'
+    with pytest.warns(UserWarning, match=r'ill/torn\.npy \(cut off: 8,047 of 8,048 bytes are there\)'):
+        report, _, validations = run('my_volumes.py', str(scans), workdir, **small)
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'balanced sampling: every class equally often' in said
+    best = max(validations, key=lambda row: (row['auc'], row['step']))
+    assert f'evaluating step {best["step"]}, the best by auc' in said
+    with (workdir / 'predictions.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['name'].partition('/')[0] for row in rows] == [row['label'] for row in rows]
+    # The official AUC of these very predictions, and the confusion table that goes with them.
+    scores = [dict(zip(row['top_5'].split('|'), row['scores'].split('|'), strict=True)) for row in rows]
+    scores = np.array([[float(each[name]) for name in ('ill', 'well')] for each in scores])
+    labels = np.array([('ill', 'well').index(row['label']) for row in rows])
+    found = report['validation']
+    assert found['count'] == len(rows) >= 3
+    assert found['auc'] == medical_metrics.official_auc(scores, labels)
+    assert found['majority_accuracy'] == max(np.mean(labels), 1 - np.mean(labels))
+    assert set(found['per_class']['ill']) >= {'recall', 'f1', 'auc'}
+    assert not list(workdir.glob('*mnist3d*'))
 
 
 def test_several_heads_have_no_medical_report():

@@ -51,18 +51,18 @@ def write_run(folder, name='adrenal', size=28, seed=0, test=None, experiment='me
     return str(folder)
 
 
-def run(monkeypatch, capsys, output, *folders):
-    monkeypatch.setattr('sys.argv', ['medmnist_table.py', *folders, f'--output={output}'])
-    tool.main()
+def run(capsys, output, *folders):
+    assert tool.main([*folders, f'--output={output}']) == 0
     return capsys.readouterr()
 
 
-def told(monkeypatch, capsys, output, *folders):
-    with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, capsys, output, *folders)
-    assert '\n' not in caught.value.code
+def told(capsys, output, *folders):
+    capsys.readouterr()
+    assert tool.main([*folders, f'--output={output}']) == 2
     assert not output.exists()
-    return caught.value.code
+    *_, message = capsys.readouterr().err.splitlines()
+    assert message.startswith('error: ')
+    return message
 
 
 def cells(text, start):
@@ -79,7 +79,7 @@ def test_the_official_rows(name, expected):
     assert [len(row) for row in rows.values()] == [6] * 8
 
 
-def test_seeds_become_mean_and_deviation(tmp_path, monkeypatch, capsys):
+def test_seeds_become_mean_and_deviation(tmp_path, capsys):
     aucs, accuracies = (0.85, 0.86, 0.9), (0.8, 0.81, 0.79)
     folders = [
         write_run(tmp_path / f'adrenal_{seed}', seed=seed, test=pair)
@@ -87,7 +87,7 @@ def test_seeds_become_mean_and_deviation(tmp_path, monkeypatch, capsys):
     ]
     fracture = write_run(tmp_path / 'fracture', 'fracture', test=(0.7, 0.5))
     output = tmp_path / 'out'
-    captured = run(monkeypatch, capsys, output, *folders, fracture)
+    captured = run(capsys, output, *folders, fracture)
     text = (output / 'medmnist.md').read_text()
     assert text in captured.out
     assert not captured.err
@@ -108,13 +108,20 @@ def test_seeds_become_mean_and_deviation(tmp_path, monkeypatch, capsys):
     assert '\n\n' not in text
 
 
-def test_another_size_has_a_table_of_its_own(tmp_path, monkeypatch, capsys):
+def test_what_prints_alike_is_best_alike(tmp_path, capsys):
+    run(capsys, tmp_path / 'out', write_run(tmp_path / 'run', test=(0.8391, 0.8)))
+    text = (tmp_path / 'out' / 'medmnist.md').read_text()
+    assert cells(text, 'ViViT, medmnist3d')[3] == '**.839** / .800 (1 seed)'
+    assert cells(text, 'ResNet-18 + ACS')[3] == '**.839** / .754'
+
+
+def test_another_size_has_a_table_of_its_own(tmp_path, capsys):
     small = write_run(tmp_path / 'small', test=(0.85, 0.8))
     large = write_run(tmp_path / 'large', size=64, test=(0.87, 0.81))
     published = write_run(
         tmp_path / 'published', 'fracture', test=(0.6, 0.45), experiment='organmnist3d_published'
     )
-    run(monkeypatch, capsys, tmp_path / 'out', small, large, published)
+    run(capsys, tmp_path / 'out', small, large, published)
     at_28, at_64 = (tmp_path / 'out' / 'medmnist.md').read_text().split('\n\n')
     assert cells(at_28, 'ViViT, medmnist3d')[3] == '**.850** / .800 (1 seed)'
     assert cells(at_28, 'ViViT, organmnist3d_published')[2:4] == ['.600 / .450 (1 seed)', '–']
@@ -123,14 +130,14 @@ def test_another_size_has_a_table_of_its_own(tmp_path, monkeypatch, capsys):
     assert 'ResNet' not in at_64
 
 
-def test_the_picture(tmp_path, monkeypatch, capsys):
+def test_the_picture(tmp_path, capsys):
     """A panel more makes it higher; only runs are drawn in their colour."""
     adrenal = write_run(tmp_path / 'a', test=(0.85, 0.8))
     fracture = write_run(tmp_path / 'f', 'fracture', test=(0.7, 0.5))
     heights = []
     for folders in ([adrenal], [adrenal, fracture]):
         output = tmp_path / f'out{len(folders)}'
-        run(monkeypatch, capsys, output, *folders)
+        run(capsys, output, *folders)
         picture = cv2.imread(str(output / 'medmnist.png'))
         heights.append(picture.shape[0])
         red, green, blue = (int(tool.OURS[start : start + 2], 16) for start in (1, 3, 5))
@@ -141,26 +148,42 @@ def test_the_picture(tmp_path, monkeypatch, capsys):
     assert heights[1] > 1.7 * heights[0]
 
 
-def test_an_unfinished_run_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+def test_an_unfinished_run_is_named_and_left_out(tmp_path, capsys):
     done, not_done = write_run(tmp_path / 'done', test=(0.85, 0.8)), write_run(tmp_path / 'not_done', seed=1)
-    captured = run(monkeypatch, capsys, tmp_path / 'out', done, not_done)
+    captured = run(capsys, tmp_path / 'out', done, not_done)
     assert captured.err == f'{not_done}: not finished, it has no eval.json; left out\n'
     assert '(1 seed)' in captured.out
-    assert told(monkeypatch, capsys, tmp_path / 'none', not_done) == 'error: none of these runs is finished'
+    assert told(capsys, tmp_path / 'none', not_done) == 'error: none of these runs is finished'
 
 
-def test_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_compared(tmp_path, capsys):
     first = write_run(tmp_path / 'first', test=(0.85, 0.8))
     output = tmp_path / 'out'
-    message = told(monkeypatch, capsys, output, first, write_run(tmp_path / 'same', test=(0.8, 0.8)))
+    message = told(capsys, output, first, write_run(tmp_path / 'same', test=(0.8, 0.8)))
     assert message == f'error: {first} and {tmp_path}/same have the same seed, 0: give one of them'
     wide = write_run(tmp_path / 'wide', seed=1, width=96, test=(0.8, 0.8))
-    message = told(monkeypatch, capsys, output, first, wide)
+    message = told(capsys, output, first, wide)
     assert f'{first} and {wide} are of one experiment but differ in model.width (64 and 96)' in message
-    message = told(monkeypatch, capsys, output, str(tmp_path))
+    message = told(capsys, output, str(tmp_path))
     assert message == f'error: {tmp_path} is no workdir: it has no config.json'
-    (tmp_path / 'first' / 'eval.json').write_text('{"test": {"top_1": 0.8}}')
-    assert '--config.evaluation.report=medical' in told(monkeypatch, capsys, output, first)
-    (tmp_path / 'first' / 'config.json').write_text('{"data": {"source": "moving_digits"}}')
-    message = told(monkeypatch, capsys, output, first)
+    evaluation, settings = tmp_path / 'first' / 'eval.json', tmp_path / 'first' / 'config.json'
+    for content in (
+        '{"test": {"top_1": 0.8}}',
+        '{"test": {"auc": 0.8, "accuracy": 0.7}}',
+        '{"validation": {}}',
+    ):
+        evaluation.write_text(content)
+        message = told(capsys, output, first)
+        assert message.startswith(f'error: {evaluation} has no AUC of the test split: evaluate again, with ')
+        assert '--config.evaluation.report=medical' in message
+    evaluation.write_text('{"test": ')
+    message = told(capsys, output, first)
+    assert message == f'error: {evaluation} is no JSON (Expecting value: line 1 column 10 (char 9))'
+    settings.write_text(settings.read_text().replace('"medmnist", "root"', '"moving_digits", "root"'))
+    message = told(capsys, output, first)
     assert message == f"error: {first} is a run on data.source='moving_digits', not on medmnist"
+    settings.write_text('{"name": "mine", "seed": 0}')
+    message = told(capsys, output, first)
+    assert message == f"error: {settings} is no configuration of a run: 'data' is missing"
+    settings.write_text('{"name": ')
+    assert told(capsys, output, first).startswith(f'error: {settings} is no JSON (')

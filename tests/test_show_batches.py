@@ -176,6 +176,28 @@ def test_pictures_hold_the_frames(tool, tmp_path, capsys, clips):
     assert len(told.splitlines()) == 2 * (clips + 1)
 
 
+def test_slices_lie_in_two_lines(tool, tmp_path):
+    rng = np.random.default_rng(0)
+    few, many = (rng.integers(0, 256, (side, side, side, 1), np.uint8) for side in (28, 64))
+    path = tmp_path / 'sheet.png'
+    tool._write(path, [tool.Block('ill', 'scan', [[tool.Strip('seen', few)]])], 'one', 'two', tool.SLICE)
+    sheet = cv2.imread(str(path))
+    places = []
+    for frame in few:
+        # 28 pixels in cells of 48 points, 2 pixels each.
+        larger = frame.repeat(3, 0).repeat(3, 1).repeat(3, 2)
+        _, _, (x, y), _ = cv2.minMaxLoc(cv2.matchTemplate(sheet, larger, cv2.TM_SQDIFF))
+        np.testing.assert_array_equal(sheet[y : y + 84, x : x + 84], larger)
+        places.append((x, y))
+    first, second = places[:14], places[14:]
+    assert [y for _, y in first] == [first[0][1]] * 14
+    assert {y for _, y in second} == {first[0][1] + 84 + 2 * tool.GAP}
+    assert [x for x, _ in first] == [x for x, _ in second] == sorted({x for x, _ in places})
+    # Of more than there is room for some are shown, and how many is said.
+    figure = tool.draw([tool.Block('ill', 'scan', [[tool.Strip('seen', many)]])], 'one', 'two', tool.SLICE)
+    assert 'seen, 24 shown' in [text.get_text() for text in figure.texts]
+
+
 def test_any_name_fits_on_the_sheet(tool, tmp_path):
     strip = tool.Strip('as decoded', np.zeros((2, 40, 60, 3), np.uint8))
     names = ['字' * 300, 'a $x^2$ b_{' * 40, 'line\nbreak\x1b[31m', '', 'ä' * 500 + '.mp4']

@@ -280,6 +280,10 @@ FAULTS = {
         lambda path: path.write_bytes(header_only((2000, 2000, 2000))),
         'claims 8,000,000,000 voxels (2000x2000x2000), more than 536,870,912',
     ),
+    'thread.npy': (
+        lambda path: np.save(path, np.zeros((1, 1, 32_769), np.uint8)),
+        'has 32,769 voxels along an axis (1x1x32769), more than 32,768',
+    ),
     'folder.npy': (lambda path: path.mkdir(), 'Is a directory'),
     'text.npz': (lambda path: path.write_text('a scan'), 'File is not a zip file'),
     'bomb.npz': (bomb, 'holds no volume: volume.npy: claims 8,589,934,592 voxels (2048x2048x2048), more than'),
@@ -336,8 +340,12 @@ def nifti_faults(nibabel, folder):
     claims[42:48] = np.array([3000, 3000, 3000], '<i2').tobytes()
     behind = bytearray(good)
     behind[108:112] = np.float32(1e12).tobytes()  # where its voxels begin
+    within = bytearray(good)
+    within[108:112] = bytes(4)
     flat = bytearray(good)
     flat[280:328] = bytes(48)  # the rows of its affine matrix
+    nowhere = bytearray(good)
+    nowhere[280:284] = np.float32(np.nan).tobytes()
     told = {
         'text.nii': (b'a scan', 'not a NIfTI file'),
         'text.nii.gz': (b'a scan', 'not a NIfTI file'),
@@ -347,8 +355,10 @@ def nifti_faults(nibabel, folder):
         'claims.nii.gz': (gzip.compress(claims), 'claims 27,000,000,000 voxels (3000x3000x3000), more than'),
         'behind.nii.gz': (
             gzip.compress(behind),
-            'claims that voxels begin at byte 999,999,995,904, not in the',
+            'claims that voxels begin at byte 999,999,995,904, not in [352, 16,777,216]',
         ),
+        'within.nii': (bytes(within), 'claims that voxels begin at byte 0, not in [352, 16,777,216]'),
+        'nowhere.nii': (bytes(nowhere), 'its affine matrix does not tell which axis is which'),
         'flat.nii': (bytes(flat), 'its affine matrix does not tell which axis is which'),
     }
     for name, (content, _) in told.items():
@@ -415,7 +425,28 @@ def test_a_file_that_is_gone_when_it_is_read(tmp_path):
 def test_spacing_needs_files_that_tell_it(tmp_path):
     np.save(tmp_path / 'scan.npy', VALUES)
     told = probe(str(tmp_path / 'scan.npy'), preparation=Preparation(size=SHAPE, fit='pad', spacing=1.0))
-    assert told == 'tells no spacing, as NIfTI does: set config.data.volumes.spacing=0'
+    assert told == 'does not tell its spacing (NumPy files never do): set config.data.volumes.spacing=0'
+
+
+def test_a_spacing_that_is_made_up_is_none(nibabel, tmp_path, capfd, caplog):
+    """Where a header has no matrix and 0 for a spacing, nibabel takes 1 and says so at every reading."""
+    image = nibabel.Nifti1Image(VALUES, np.eye(4))
+    image.set_sform(None, 0)
+    image.set_qform(np.diag([2.0, 3.0, 4.0, 1.0]), 1)
+    path = tmp_path / 'scan.nii'
+    nibabel.save(image, path)
+    apart = {'fit': 'pad', 'spacing': 1.0, 'intensity': 'window', 'window': (0.0, 59.0)}
+    assert scans.open_scan(str(path), slices='axial', depth_axis=0).spacing == (4.0, 3.0, 2.0)
+    content = bytearray(path.read_bytes())
+    content[84:88] = bytes(4)  # of height
+    path.write_bytes(content)
+    told = probe(str(path), preparation=Preparation(size=SHAPE, **apart))
+    assert isinstance(told, str)
+    assert told.startswith('does not tell its spacing')
+    # As stored it is a scan like others.
+    np.testing.assert_allclose(volume(path, size=(5, 4, 3), **AS_STORED), scaled(TURNED['axial']), atol=1e-6)
+    assert not caplog.records
+    assert capfd.readouterr() == ('', '')
 
 
 def test_without_nibabel_one_line_says_what_to_install(tmp_path, monkeypatch):

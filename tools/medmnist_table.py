@@ -4,7 +4,7 @@ Runs of the same experiment and set that differ in the seed only become mean and
 results are those on volumes of 28 voxels (Yang et al. 2023); runs at 64 have a table of their own. Accuracy says
 little where one class is frequent: the majority class is the line to beat, the AUC what to judge by.
 
-Example:
+examples:
   python tools/medmnist_table.py runs/medmnist3d_adrenal* runs/medmnist3d_fracture* --output=runs/medmnist
 """
 
@@ -14,9 +14,11 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from vivit_jax import config as config_module
+from vivit_jax.help_text import laid_out
 
 SETS = ('organ', 'nodule', 'fracture', 'adrenal', 'vessel', 'synapse')
 # AUC and accuracy on the test splits, in the order of SETS.
@@ -48,6 +50,7 @@ class Run:
         experiment: The configuration's name without the set.
         name: The set, as `organ`.
         size: Voxels along an axis.
+        seed: Of the run.
         values: AUC, accuracy and that of the majority class, on the test split.
         config: All settings.
     """
@@ -56,6 +59,7 @@ class Run:
     experiment: str
     name: str
     size: int
+    seed: int
     values: tuple[float, float, float]
     config: dict[str, Any]
 
@@ -70,16 +74,18 @@ class Cell:
     seeds: int = 0
 
 
-def main() -> None:
-    """Runs the command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('runs', nargs='+', metavar='RUN_DIR', help='workdirs of runs on sets of MedMNIST 3D')
     parser.add_argument(
         '--output', default='runs/medmnist', metavar='DIR', help='for medmnist.md and medmnist.png'
     )
-    parsed = parser.parse_args()
+    parsed = parser.parse_args(arguments)
     try:
         runs = [run for folder in parsed.runs if (run := read_run(pathlib.Path(folder))) is not None]
         if not runs:
@@ -88,13 +94,15 @@ def main() -> None:
         rows = {size: tabulate(runs, size) for size in sorted({run.size for run in runs})}
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        return 2
     majority = MAJORITY | {run.name: run.values[2] for run in runs}
     text = '\n'.join(markdown(size, ours, majority) for size, ours in rows.items())
     (output / 'medmnist.md').write_text(text, encoding='utf-8')
     draw(output / 'medmnist.png', rows, majority)
     print(text)
     print(f'written to {output}: medmnist.md, medmnist.png')
+    return 0
 
 
 def read_run(folder: pathlib.Path) -> Run | None:
@@ -106,23 +114,35 @@ def read_run(folder: pathlib.Path) -> Run | None:
     settings, evaluation = folder / 'config.json', folder / 'eval.json'
     if not settings.is_file():
         raise ValueError(f'{folder} is no workdir: it has no config.json')
-    config = json.loads(settings.read_text(encoding='utf-8'))
-    data = config['data']
-    if data['source'] != 'medmnist':
-        raise ValueError(f'{folder} is a run on data.source={data["source"]!r}, not on medmnist')
+    config = _read_json(settings)
+    try:
+        data, experiment, seed = config['data'], config['name'], config['seed']
+        name, size = data['medmnist']['name'], data['medmnist']['size']
+        source = data['source']
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'{settings} is no configuration of a run: {error} is missing') from error
+    if source != 'medmnist':
+        raise ValueError(f'{folder} is a run on data.source={source!r}, not on medmnist')
     if not evaluation.is_file():
         print(f'{folder}: not finished, it has no eval.json; left out', file=sys.stderr)
         return None
-    found = json.loads(evaluation.read_text(encoding='utf-8')).get('test', {})
-    if 'auc' not in found:
+    try:
+        found = _read_json(evaluation)['test']
+        values = (found['auc'], found['accuracy'], found['majority_accuracy'])
+    except KeyError as error:
         raise ValueError(
-            f'{folder}/eval.json has no AUC of the test split: evaluate again, with the command of the run and '
+            f'{evaluation} has no AUC of the test split: evaluate again, with the command of the run and '
             "--mode=eval --config.evaluation.report=medical --config.data.test_splits='(test,)'"
-        )
-    name, size = data['medmnist']['name'], data['medmnist']['size']
-    experiment = config['name'].replace(f'_{name}', '').removesuffix(f'_{size}')
-    values = (found['auc'], found['accuracy'], found['majority_accuracy'])
-    return Run(str(folder), experiment, name, size, values, config)
+        ) from error
+    experiment = experiment.replace(f'_{name}', '').removesuffix(f'_{size}')
+    return Run(str(folder), experiment, name, size, seed, values, config)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON ({error})') from error
 
 
 def tabulate(runs: list[Run], size: int) -> dict[str, dict[str, Cell]]:
@@ -162,9 +182,11 @@ def _check_alike(runs: list[Run]) -> None:
                 f'{first.folder} and {run.folder} are of one experiment but differ in {", ".join(differing)}: '
                 'give them one at a time, or name them differently (config.name)'
             )
-        if (seed := run.config['seed']) in seeds:
-            raise ValueError(f'{seeds[seed]} and {run.folder} have the same seed, {seed}: give one of them')
-        seeds[seed] = run.folder
+        if run.seed in seeds:
+            raise ValueError(
+                f'{seeds[run.seed]} and {run.folder} have the same seed, {run.seed}: give one of them'
+            )
+        seeds[run.seed] = run.folder
 
 
 def official() -> dict[str, dict[str, Cell]]:
@@ -182,7 +204,10 @@ def official() -> dict[str, dict[str, Cell]]:
 def markdown(size: int, ours: dict[str, dict[str, Cell]], majority: dict[str, float]) -> str:
     """Returns the table of one size; the best AUC of each set is bold."""
     rows = (official() if size == 28 else {}) | {f'ViViT, {name}': row for name, row in ours.items()}
-    best = {name: max((row[name].auc for row in rows.values() if name in row), default=None) for name in SETS}
+    best = {
+        name: max((_short(row[name].auc) for row in rows.values() if name in row), default='')
+        for name in SETS
+    }
     lines = [
         f'| AUC / accuracy at {size} | {" | ".join(name.capitalize() for name in SETS)} |',
         f'| --- |{" --- |" * len(SETS)}',
@@ -195,13 +220,13 @@ def markdown(size: int, ours: dict[str, dict[str, Cell]], majority: dict[str, fl
     return '\n'.join(lines) + '\n'
 
 
-def _text(cell: Cell, best: float | None) -> str:
+def _text(cell: Cell, best: str) -> str:
     parts = [_short(cell.auc), _short(cell.accuracy)]
     if cell.seeds > 1:
         parts = [
             f'{part} ± {_short(deviation)}' for part, deviation in zip(parts, cell.deviations, strict=True)
         ]
-    if cell.auc == best:
+    if _short(cell.auc) == best:  # as it is printed: what looks alike is alike
         parts[0] = f'**{parts[0]}**'
     return ' / '.join(parts) + (f' ({cell.seeds} seed{"s" if cell.seeds > 1 else ""})' if cell.seeds else '')
 
@@ -253,7 +278,10 @@ def draw(path: pathlib.Path, rows: dict[int, dict[str, dict[str, Cell]]], majori
             bars = methods[panel]
             _bars(left, [(cell.auc, cell.deviations[0], cell.seeds) for _, cell in bars], low=0.5)
             _bars(right, [(cell.accuracy, cell.deviations[1], cell.seeds) for _, cell in bars], low=0.0)
-            left.set_yticks(range(len(bars)), [method for method, _ in bars])
+            left.set_yticks(
+                range(len(bars)),
+                [method + (f', {cell.seeds} seeds' if cell.seeds > 1 else '') for method, cell in bars],
+            )
             for label, (_, cell) in zip(left.get_yticklabels(), bars, strict=True):
                 label.set(color=OURS if cell.seeds else DARK, weight='bold' if cell.seeds else 'normal')
             title = f'{name.capitalize()}MNIST3D, {size} voxels'
@@ -277,25 +305,23 @@ def draw(path: pathlib.Path, rows: dict[int, dict[str, dict[str, Cell]]], majori
 
 
 def _bars(axes: Any, values: list[tuple[float, float, int]], low: float) -> None:
-    """Draws one bar for each (value, deviation, number of runs), from `low` to 1."""
+    """Draws one bar for each (value, deviation, number of runs), from `low` to 1, and the values to their right."""
     for place, (value, deviation, seeds) in enumerate(values):
         axes.barh(place, value - low, left=low, height=0.72, color=OURS if seeds else OTHERS, zorder=2)
         if seeds > 1:
             axes.errorbar(value, place, xerr=deviation, color=DARK, capsize=3, linewidth=1.2, zorder=3)
-        text = _short(value) + (f' ± {_short(deviation)}, {seeds} seeds' if seeds > 1 else '')
+        text = _short(value) + (f' ± {_short(deviation)}' if seeds > 1 else '')
         axes.annotate(
             text,
-            (value + deviation, place),
-            xytext=(5, 0),
+            (1.0, place),
+            xytext=(6, 0),
             textcoords='offset points',
             va='center',
             fontsize=9,
             color=OURS if seeds else DARK,
             weight='bold' if seeds else 'normal',
-            bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.0},
-            zorder=4,
         )
-    axes.set_xlim(low, 1.0 + (1.0 - low) * 0.12)
+    axes.set_xlim(low, 1.0)
     lonely = 0.6 if len(values) == 1 else 0.0  # a single bar is no thicker than one of many
     axes.set_ylim(-0.6 - lonely, len(values) - 0.4 + lonely)
     axes.tick_params(length=0, colors=DARK)
@@ -307,4 +333,4 @@ def _bars(axes: Any, values: list[tuple[float, float, int]], low: float) -> None
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

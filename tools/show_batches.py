@@ -26,11 +26,13 @@ from ml_collections import ConfigDict
 from vivit_jax import command_line, experiment
 from vivit_jax import config as config_module
 from vivit_jax.data.record import Label, Record, Source
+from vivit_jax.help_text import laid_out
 
 INK, PALE, LINE, PAPER = '#212529', '#6c757d', '#dee2e6', '#ffffff'
 SCALE = 2  # pixels a point: lengths below are points, as the screens that pictures are looked at have them
 # Heights of a frame: one strip in a row, several, and slices, which are small and of which many are worth a look.
 ALONE, BESIDE, SLICE = 96, 64, 48
+LINES = {SLICE: 2}  # of frames of a strip, by their height, where it is more than one
 WIDEST = 4 / 3  # of a frame's width to its height
 STRIP = 640  # of a row of frames, at most
 GAP, MARGIN, TITLE, CAPTION, HEADING = 3, 24, 22, 17, 54
@@ -82,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     parser.add_argument('--output', metavar='FILE.png', help='default: runs/NAME_batches.png')
@@ -239,8 +243,9 @@ def _write(path: pathlib.Path, blocks: list[Block], heading: str, explanation: s
         warnings.filterwarnings('ignore', 'Glyph .* missing')  # a name's letters that no font here has
         draw(blocks, heading, explanation, cell).savefig(path, dpi=72 * SCALE)
     print(f'{path}: {explanation}')
+    wide = max(len(block.label) for block in blocks)
     for number, block in enumerate(blocks, start=1):
-        print(f'  {number:2}  {block.label:20}  {block.name}')
+        print(f'  {number:2}  {block.label:{wide}}  {block.name}')
 
 
 def draw(blocks: Sequence[Block], heading: str, explanation: str, cell: int) -> Any:
@@ -270,11 +275,12 @@ def draw(blocks: Sequence[Block], heading: str, explanation: str, cell: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Cells:
-    """How large frames are drawn, at most, and how many of a clip."""
+    """How large frames are drawn, at most, how many in a line, and in how many lines those of a clip."""
 
     height: int
     width: int
     frames: int
+    lines: int = 1
 
     def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
         """Returns (height, width) of a frame of so many pixels; small ones at whole multiples of a pixel."""
@@ -285,15 +291,19 @@ class _Cells:
 
     def count(self, strip: Strip) -> int:
         """Returns how many frames of a strip are shown."""
-        return min(len(strip.frames), self.frames)
+        return min(len(strip.frames), self.frames * self.lines)
 
     def strip_width(self, strip: Strip) -> int:
         """Returns the width of a strip, with room for what stands above it."""
-        return max(self.count(strip) * (self.width + GAP) - GAP, 150)
+        return max(min(self.count(strip), self.frames) * (self.width + GAP) - GAP, 150)
+
+    def strip_height(self, strip: Strip) -> int:
+        """Returns the height of a strip's frames, in lines one below the other."""
+        return -(-self.count(strip) // self.frames) * (self.fit(strip.frames.shape[1:3])[0] + GAP) - GAP
 
     def row_height(self, row: list[Strip]) -> int:
         """Returns the height of a row, with what stands above it."""
-        return CAPTION + max(self.fit(strip.frames.shape[1:3])[0] for strip in row) + 2 * GAP
+        return CAPTION + max(map(self.strip_height, row)) + 2 * GAP
 
 
 def _cells(blocks: Sequence[Block], height: int) -> _Cells:
@@ -301,7 +311,8 @@ def _cells(blocks: Sequence[Block], height: int) -> _Cells:
     widest = _Cells(height, round(height * WIDEST), 1)
     rows = [block.rows[-1] for block in blocks if block.rows]
     width = max((widest.fit(strip.frames.shape[1:3])[1] for row in rows for strip in row), default=height)
-    return _Cells(height, width, max(STRIP // max(map(len, rows), default=1) // (width + GAP), 2))
+    frames = max(STRIP // max(map(len, rows), default=1) // (width + GAP), 2)
+    return _Cells(height, width, frames, LINES.get(height, 1))
 
 
 def _width(block: Block, cells: _Cells) -> int:
@@ -320,12 +331,14 @@ def _draw_block(
     for row in block.rows:
         x = left
         for strip in row:
-            canvas.text(x, top, strip.caption, cells.strip_width(strip), size=10, color=PALE)
-            chosen = np.linspace(0, len(strip.frames) - 1, cells.count(strip)).round().astype(int)
+            count, size = cells.count(strip), cells.fit(strip.frames.shape[1:3])
+            shown = f', {count} shown' if count < len(strip.frames) and len(row) == 1 else ''
+            canvas.text(x, top, strip.caption + shown, cells.strip_width(strip), size=10, color=PALE)
+            chosen = np.linspace(0, len(strip.frames) - 1, count).round().astype(int)
             for place, frame in enumerate(strip.frames[chosen]):
-                canvas.picture(
-                    x + place * (cells.width + GAP), top + CAPTION, frame, cells.fit(frame.shape[:2])
-                )
+                line, column = divmod(place, cells.frames)
+                left_edge, top_edge = x + column * (cells.width + GAP), top + CAPTION + line * (size[0] + GAP)
+                canvas.picture(left_edge, top_edge, frame, size)
             x += cells.strip_width(strip) + 4 * GAP
         top += cells.row_height(row)
 

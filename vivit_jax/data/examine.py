@@ -21,7 +21,7 @@ from typing import Any
 
 from vivit_jax.data.record import Found
 
-VERSION = 1  # of the manifests; others are not read
+VERSION = 2  # of the manifests; others are not read
 SAVE_EVERY = 30.0  # seconds: what a long look has found is safe from interruptions
 
 Outcome = Found | str  # what is in a file, or why it cannot be used

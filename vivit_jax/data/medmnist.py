@@ -166,7 +166,7 @@ def _download(path: pathlib.Path, md5: str, *, chosen: bool) -> None:
     if table is None:
         raise ValueError(
             f'{where} does not hold {wanted}: {_command(path.name)} there, or give its folder with '
-            "--config.data.root=FOLDER, or pip install 'vivit_jax[medmnist]' and it is downloaded"
+            '--config.data.root=FOLDER, or pip install --no-deps medmnist and it is downloaded'
         )
     name, _, size = path.stem.partition('_')
     url = table.get(name, {}).get(f'url_{size}' if size else 'url', f'{RECORD}/files/{path.name}')

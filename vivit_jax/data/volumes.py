@@ -93,6 +93,7 @@ def kind(*, clip: tuple[int, int, int], size: tuple[int, int, int], **options: A
     return Kind(
         name=f'{name} {preparation.spacing:g} mm apart' if preparation.spacing else name,
         endings=ENDINGS,
+        channels=1,
         probe=functools.partial(probe, preparation=preparation),
         read=functools.partial(read, preparation=preparation),
     )
@@ -128,7 +129,9 @@ def read(
 def _open(path: str, preparation: Preparation) -> Stored:
     stored = open_scan(path, slices=preparation.slices, depth_axis=preparation.depth_axis)
     if preparation.spacing and stored.spacing is None:
-        raise UnreadableExample('tells no spacing, as NIfTI does: set config.data.volumes.spacing=0')
+        raise UnreadableExample(
+            'does not tell its spacing (NumPy files never do): set config.data.volumes.spacing=0'
+        )
     return stored
 
 

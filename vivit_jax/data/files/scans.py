@@ -21,6 +21,7 @@ from vivit_jax.data.record import UnreadableExample
 
 ENDINGS = ('.nii', '.nii.gz', '.npy', '.npz')
 MAX_VOXELS = 2**29  # of a file; 1 GiB of 16 bits: a header that claims more is taken for damaged
+MAX_SIDE = 2**15  # voxels along an axis
 MAX_HEADER = 2**24  # bytes before the voxels
 
 # Where depth, height and width of each kind of slice go to, in letters of the patient's left, right, anterior,
@@ -85,6 +86,8 @@ def _open_nifti(path: str, slices: str) -> Stored:
         raise NotInstalled(
             f"{path}: NIfTI files need the package nibabel: pip install 'vivit_jax[volumes]'"
         ) from error
+    # What it mends in a header it would tell at every reading, and not of which file.
+    nibabel.imageglobals.logger.setLevel('CRITICAL')
     try:
         image: Any = nibabel.load(path)
     except nibabel.filebasedimages.ImageFileError as error:
@@ -94,19 +97,22 @@ def _open_nifti(path: str, slices: str) -> Stored:
     proxy: Any = image.dataobj
     shape, dtype = image.shape, image.get_data_dtype()
     axes = _check(shape, dtype)
-    begins = int(proxy.offset)
-    if not 0 <= begins <= MAX_HEADER:
+    begins, earliest = int(proxy.offset), image.header.single_vox_offset
+    if not earliest <= begins <= MAX_HEADER:
         raise UnreadableExample(
-            f'claims that voxels begin at byte {begins:,}, not in the first {MAX_HEADER:,}'
+            f'claims that voxels begin at byte {begins:,}, not in [{earliest}, {MAX_HEADER:,}]'
         )
     _check_length(path, begins + math.prod(shape) * dtype.itemsize)
-    own = nibabel.io_orientation(image.affine)
-    if not np.isfinite(image.affine).all() or not np.isfinite(own).all():
+    known = bool(np.isfinite(image.affine).all())
+    own = nibabel.io_orientation(image.affine if known else np.zeros((4, 4)))
+    if not np.isfinite(own).all():
         raise UnreadableExample('its affine matrix does not tell which axis is which')
     turn = nibabel.orientations.ornt_transform(own, nibabel.orientations.axcodes2ornt(SLICES[slices]))
-    unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    sizes = nibabel.affines.voxel_sizes(image.affine) * unit
-    spacing = tuple(float(size) for _, size in sorted(zip(turn[:, 0], sizes, strict=True)))
+    spacing = None
+    if _tells_spacing(image):
+        unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+        sizes = nibabel.affines.voxel_sizes(image.affine) * unit
+        spacing = tuple(float(size) for _, size in sorted(zip(turn[:, 0], sizes, strict=True)))
 
     def load() -> Volume:
         if path.lower().endswith('.gz'):
@@ -122,6 +128,15 @@ def _open_nifti(path: str, slices: str) -> Stored:
         intercept=float(proxy.inter),
         codec=f'nifti {dtype.name}',
     )
+
+
+def _tells_spacing(image: Any) -> bool:
+    """Tells whether the spacing is the file's own: what is 0 in a header without a matrix, nibabel takes for 1."""
+    if image.header['sform_code'] > 0:
+        return True
+    with image.file_map['image'].get_prepare_fileobj() as file:
+        raw = type(image.header).from_fileobj(file, check=False)
+    return bool((raw['pixdim'][1:4] != 0).all())
 
 
 def _check_length(path: str, needed: int) -> None:
@@ -228,6 +243,8 @@ def _check(shape: tuple[int, ...], dtype: np.dtype, *, channels_first: bool = Fa
         raise UnreadableExample(f'has no voxels ({written})')
     if math.prod(axes) > MAX_VOXELS:
         raise UnreadableExample(f'claims {math.prod(axes):,} voxels ({written}), more than {MAX_VOXELS:,}')
+    if max(axes) > MAX_SIDE:
+        raise UnreadableExample(f'has {max(axes):,} voxels along an axis ({written}), more than {MAX_SIDE:,}')
     return axes
 
 
