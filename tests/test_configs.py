@@ -241,6 +241,7 @@ def test_medmnists_sets(name, size, voxels, token):
     assert (config.checkpoint.best_metric, config.evaluation.report) == ('auc', 'medical')
     # Mirrored, the organs of one side are those of the other.
     assert any(config.data.volume_augment.flip) == (name != 'organ')
+    assert config.evaluation.mirror_views == (name != 'organ')
     assert config.data.flip == 0.0
     assert volume_transforms(size=(voxels, voxels, voxels), videos=False, **config.data.volume_augment)
 

@@ -12,8 +12,9 @@ _HOMES = {
     'create_model': 'vivit_jax.models.vivit',
     'multiply_adds': 'vivit_jax.models.cost',
     'default_config': 'vivit_jax.config',
+    'load': 'vivit_jax.inference',
 }
-__all__ = ['ViViT', 'create_model', 'default_config', 'multiply_adds']
+__all__ = ['ViViT', 'create_model', 'default_config', 'load', 'multiply_adds']
 
 
 def __getattr__(name: str) -> Any:

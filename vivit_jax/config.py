@@ -48,6 +48,7 @@ FREE_TO_CHANGE = (
     'evaluation.batch_size',
     'evaluation.temporal_views',
     'evaluation.spatial_views',
+    'evaluation.mirror_views',
     'evaluation.average',
     'evaluation.report',
     'checkpoint.every_steps',
@@ -60,7 +61,7 @@ FREE_TO_CHANGE = (
 def default_config() -> ConfigDict:
     """Returns a locked config with every key there is: the paper's Kinetics-400 recipe, FE-B/16x2."""
     config = ConfigDict()
-    config.name = 'base'  # experiment; names the default workdir, runs/<name>
+    config.name = 'base'  # of the experiment, and of its default workdir, runs/NAME
     config.seed = 0  # of parameters, shuffling, augmentation, dropout
     config.model = _model()
     config.init_from = _init_from()
@@ -82,13 +83,13 @@ def _model() -> ConfigDict:
     # divided | space_only | axial | local_global (TimeSformer's); docs/attention.md shows what each looks at
     model.attention = 'factorised_encoder'
     model.num_layers = 12  # blocks (of the spatial encoder, for factorised_encoder)
-    model.num_heads = 12  # attention heads; divides width
-    model.width = 768  # size of a token
+    model.num_heads = 12  # attention heads; must divide model.width
+    model.width = 768  # numbers in a token
     model.mlp_dim = 3072  # hidden size of the MLPs (after the gate of geglu)
     model.temporal_layers = 4  # blocks of factorised_encoder's temporal encoder; 0: average the frames
-    model.attention_order = 'space_time'  # factorised_self_attention: space_time | time_space
-    model.embedding = 'tubelet'  # tubelet | uniform_frame_sampling
-    model.tubelet = (2, 16, 16)  # (frames, pixels high, pixels wide)
+    model.attention_order = 'space_time'  # in blocks of factorised_self_attention: space_time | time_space
+    model.embedding = 'tubelet'  # how pixels become tokens: tubelet | uniform_frame_sampling
+    model.tubelet = (2, 16, 16)  # what becomes a token: (frames, pixels high, pixels wide)
     model.sampled_frames = 0  # frames that uniform_frame_sampling keeps; 0: all
     model.kernel_init = 'central_frame'  # a fresh tubelet kernel: central_frame | average | random
     model.remainder = 'error'  # tubelets that do not divide the clip: error | crop
@@ -97,11 +98,11 @@ def _model() -> ConfigDict:
     # sinusoidal_2d | sinusoidal_3d | none
     model.position_embedding = 'learned'
     model.representation_size = 0  # width of a tanh layer before the head; 0: none
-    model.dropout_rate = 0.0  # probability: tokens, attention output, MLP
-    model.attention_dropout_rate = 0.0  # probability: attention weights
-    model.drop_path_rate = 0.0  # stochastic depth, probability at the last block, rising linearly
+    model.dropout_rate = 0.0  # probability of dropping a number of tokens, attention output, MLP
+    model.attention_dropout_rate = 0.0  # probability of dropping an attention weight
+    model.drop_path_rate = 0.0  # stochastic depth: probability at the last block, rising linearly to it
     model.activation = 'gelu_tanh'  # gelu_tanh | gelu_exact | geglu (gated by a GELU, tanh)
-    model.norm_epsilon = 1e-6  # LayerNorm
+    model.norm_epsilon = 1e-6  # of LayerNorm, added to the variance
     model.final_norm = True  # LayerNorm at the end of an encoder
     model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
     return model
@@ -131,11 +132,11 @@ def _training() -> ConfigDict:
     # softmax | sigmoid (several labels an example) | softmax_twice (a slip to reproduce: see losses.py)
     training.loss = 'softmax'
     training.label_smoothing = 0.0  # share of the target spread over all classes
-    training.mixup_alpha = 0.0  # of the Beta distribution; 0: none
-    # Moving average of the parameters, evaluated instead of them; 0: none. At step s it is at most
+    training.mixup_alpha = 0.0  # of mixup's Beta distribution; 0: no mixup
+    # moving average of the parameters, evaluated instead of them; 0: none. At step s it is at most
     # (1 + s) / (10 + s), so that a young average follows.
     training.ema_decay = 0.0
-    training.log_every = 50  # steps
+    training.log_every = 50  # steps from one line of the log to the next
     return training
 
 
@@ -144,13 +145,13 @@ def _optimizer() -> ConfigDict:
     optimizer.name = 'momentum'  # momentum | adam | adamw
     optimizer.learning_rate = 0.1  # at its highest
     optimizer.schedule = 'cosine'  # after the warm-up: cosine (to 0) | constant | steps
-    optimizer.drop_epochs = ()  # steps: epochs after each of which the rate is a tenth, as (11, 14)
+    optimizer.drop_epochs = ()  # for steps: epochs after each of which the rate is a tenth, as (11, 14)
     optimizer.warmup_epochs = 2.5  # linear, from 0
     optimizer.warmup_steps = 0  # instead of warmup_epochs, where not 0
-    optimizer.momentum = 0.9  # momentum
-    optimizer.b1 = 0.9  # adam
-    optimizer.b2 = 0.999  # adam
-    optimizer.epsilon = 1e-8  # adam
+    optimizer.momentum = 0.9  # of momentum: share of the last update that is kept
+    optimizer.b1 = 0.9  # of adam: decay of the mean of gradients
+    optimizer.b2 = 0.999  # of adam: decay of the mean of their squares
+    optimizer.epsilon = 1e-8  # of adam, added to the root of that mean
     optimizer.max_grad_norm = 1.0  # gradient clipped to this global norm; 0: not
     optimizer.weight_decay = 0.0  # in decoupled mode w shrinks by learning rate * this * w a step
     optimizer.weight_decay_mode = (
@@ -167,11 +168,14 @@ def _optimizer() -> ConfigDict:
 
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
-    evaluation.every_epochs = 1.0  # one view of the validation split
+    evaluation.every_epochs = 1.0  # epochs between validations, on one view of each example
     evaluation.every_steps = 0  # instead of every_epochs, where not 0
     evaluation.batch_size = 64  # clips (views count), over all devices
     evaluation.temporal_views = 4  # clips of a test video
     evaluation.spatial_views = 3  # crops of each: 1 | 3
+    # views mirrored as well, in all combinations of the axes that training mirrors (data.flip and
+    # data.volume_augment.flip): 2, 4 or 8 times as many, but not of validation while training
+    evaluation.mirror_views = False
     evaluation.average = 'logits'  # what is averaged over the views: logits | softmax
     # standard | medical (besides: AUC, balanced accuracy, calibration, F1; MedMNIST's result file)
     evaluation.report = 'standard'
@@ -180,8 +184,8 @@ def _evaluation() -> ConfigDict:
 
 def _checkpoint() -> ConfigDict:
     checkpoint = ConfigDict()
-    checkpoint.every_steps = 1_000  # besides every evaluation
-    checkpoint.keep = 1  # latest ones
+    checkpoint.every_steps = 1_000  # steps between checkpoints; one is saved at every validation as well
+    checkpoint.keep = 1  # latest checkpoints that are kept
     checkpoint.best_metric = ''  # also keep, and use at the end, the best by this validation metric, as top_1
     return checkpoint
 
@@ -232,14 +236,34 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     if not pathlib.Path(path).is_file():
         raise ValueError(_no_file(path))
     config = _from_json(path) if path.endswith('.json') else _from_python(path, argument if colon else None)
+    return changed(config, overrides or {})
+
+
+def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """Returns a checked and locked configuration with new values, as text by key; see `load`."""
     known = flatten(default_config())
-    for key, text in (overrides or {}).items():
+    for key, text in overrides.items():
         if key not in known:
             raise ValueError(unknown_key(key))
-        value = _parse(key, text, known[key])
-        config.update_from_flattened_dict({key: value})
+        config.update_from_flattened_dict({key: _parse(key, text, known[key])})
     check(config)
     return config.lock()
+
+
+def from_values(values: Mapping[str, Any], where: str) -> ConfigDict:
+    """Returns the configuration that JSON holds, nested, with the defaults of keys that are newer than it.
+
+    Raises:
+        ValueError: If it has a key that there is none of; one line that begins with `where`.
+    """
+    config = default_config()
+    known = flatten(config)
+    for key, value in flatten(values).items():
+        if key not in known:
+            raise ValueError(f'{where}: {unknown_key(key)}')
+        # JSON knows no tuples.
+        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+    return config
 
 
 def _from_python(path: str, argument: str | None) -> ConfigDict:
@@ -261,23 +285,21 @@ def _from_python(path: str, argument: str | None) -> ConfigDict:
 def _from_json(path: str) -> ConfigDict:
     """Reads a resolved config, as runs write it."""
     try:
-        values = flatten(json.loads(pathlib.Path(path).read_text(encoding='utf-8')))
+        values = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+        flatten(values)
     except (ValueError, TypeError) as error:
         raise ValueError(f'{path}: is no config in JSON ({error})') from error
-    config = default_config()
-    for key, value in values.items():
-        if key not in flatten(config):
-            raise ValueError(f'{path}: {unknown_key(key)}')
-        # JSON knows no tuples.
-        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
-    return config
+    return from_values(values, path)
 
 
 def _no_file(path: str) -> str:
-    folder = pathlib.Path(path).parent
-    there = sorted(str(file) for file in folder.glob('*.py')) if folder.is_dir() else []
-    near = difflib.get_close_matches(path, there, n=1, cutoff=0.0)
-    return f'config file {path!r} does not exist' + (f'; did you mean {near[0]}?' if near else '')
+    if (inside := pathlib.Path(path) / 'config.json').is_file():
+        return f'config {path!r} is a folder; did you mean {inside}?'
+    folders = (pathlib.Path(path).parent, pathlib.Path('configs'))
+    there = sorted({str(file) for folder in folders for file in folder.glob('*.py')})
+    by_name = {pathlib.Path(file).stem: file for file in there}
+    near = difflib.get_close_matches(pathlib.Path(path).stem, by_name, n=1)
+    return f'config file {path!r} does not exist' + (f'; did you mean {by_name[near[0]]}?' if near else '')
 
 
 def _slip_in_file(path: str, argument: str, error: Exception) -> str:

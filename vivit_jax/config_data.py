@@ -24,24 +24,24 @@ def data_defaults() -> ConfigDict:
     )
     data.cache = ''  # folder for what was found in files; '': vivit_jax in the user's cache folder
     data.sampling = 'uniform'  # of training examples: uniform (each once an epoch) | balanced (classes alike)
-    data.heads = ('label',)  # names of the heads
+    data.heads = ('label',)  # names of what is classified, as noun,verb
     data.num_classes = ()  # classes of each head; (): as the source tells
     data.frames = 32  # frames of a clip
-    data.stride = 2  # frames from one to the next
-    data.fps = 0.0  # frames a second that strides are counted in, by time; 0: the file's own frames
+    data.stride = 2  # frames of the video from one of the clip to the next; 1: every one
+    data.fps = 0.0  # frames a second that strides are counted in, by time; 0: the video's own frames
     data.short = 'repeat_last'  # a video shorter than its clip: repeat_last | loop
     data.short_side = 256  # pixels, to which frames are resized before cropping; 0: not resized
-    data.crop = (224, 224)  # pixels (high, wide)
-    data.channels = 3  # of a pixel: 3 for RGB
+    data.crop = (224, 224)  # pixels that the model sees (high, wide)
+    data.channels = 3  # of a pixel: 3 for RGB, 1 for grey and for volumes
     data.scale_jitter = (0.9, 1.33)  # factors of short_side while training, uniform between
     data.flip = 0.5  # probability of mirroring left and right
     data.colour_jitter = 0.8  # probability of changing brightness, saturation, contrast, hue
-    data.colour_drop = 0.1  # probability of grey
-    data.randaugment_layers = 0  # operations a clip; 0: none
-    data.randaugment_magnitude = 0.0  # strength, 0 to 10 as in the original, more as in the paper
-    data.threads = 8  # that read and augment, in each worker
-    data.workers = 0  # processes beside this one; 0: threads of this one suffice
-    data.prefetch = 2  # batches ready on the device
+    data.colour_drop = 0.1  # probability of a clip without colours
+    data.randaugment_layers = 0  # operations of RandAugment a clip; 0: none
+    data.randaugment_magnitude = 0.0  # their strength, 0 to 10 as in the original, more as in the paper
+    data.threads = 8  # threads that read and augment, in each worker
+    data.workers = 0  # processes that read and augment beside this one; 0: none, threads suffice
+    data.prefetch = 2  # batches that lie ready on the device
     data.tfrecords = ConfigDict()
     data.tfrecords.files = ''  # SPLIT=NAME@SHARDS,…; '': as found in root by the splits' names
     data.tfds = ConfigDict()
@@ -52,7 +52,7 @@ def data_defaults() -> ConfigDict:
     data.moving_digits.train_size = 16_000  # clips that count as an epoch
     data.moving_digits.validation_size = 512  # clips
     data.moving_digits.test_size = 2_048  # clips
-    data.moving_digits.canvas = 32  # pixels
+    data.moving_digits.canvas = 32  # pixels, high and wide
     data.medmnist = ConfigDict()
     data.medmnist.name = 'organ'  # organ | nodule | adrenal | fracture | vessel | synapse
     data.medmnist.size = 28  # voxels along an axis: 28 | 64

@@ -1,12 +1,10 @@
 """Evaluation: every example once, all its views averaged, metrics and predictions for each split."""
 
-import csv
-import dataclasses
 import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +16,17 @@ from jaxtyping import Array, Num
 from ml_collections import ConfigDict
 
 from vivit_jax import config as config_module
-from vivit_jax import experiment, init_from, losses, medical_metrics, metrics, sharding
+from vivit_jax import experiment, init_from, losses, medical_metrics, metrics, nearest, results, sharding
 from vivit_jax.bad_videos import BadVideos
-from vivit_jax.checkpoint import Checkpoints, item_to_use
+from vivit_jax.checkpoint import Checkpoints, item_to_use, no_such_metric
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.examine import Examination, read_known
-from vivit_jax.data.medmnist import SPLITS
 from vivit_jax.data.record import Source
 from vivit_jax.models.vivit import ViViT
-from vivit_jax.writers import Terminal
+from vivit_jax.telling.terminal import Terminal
 
-PREDICTION_COLUMNS = ['split', 'index', 'name', 'label', 'top_5', 'scores']
+MOST_KEYS = 6  # that are named where configurations differ
 
 EvalStep = Callable[[Any, pipeline.Batch], dict[str, jax.Array]]
 
@@ -82,17 +79,72 @@ def make_eval_step(config: ConfigDict, model: ViViT, sizes: tuple[int, ...], mes
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The evaluation of one split: summary numbers, and the scores, labels and places of the examples, in order.
+def batches_of(
+    config: ConfigDict,
+    source: Source,
+    params: Any,
+    step: EvalStep,
+    mesh: Mesh,
+    *,
+    views: tuple[int, int] = (1, 1),
+    mirror: bool = True,
+    batch_size: int = 0,
+    split: str = '',
+    bad_files: BadFiles | None = None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Runs a step over a source, batch by batch; while one computes the next are read.
 
-    Examples that could not be read are not among them; `metrics` counts them as `unreadable` where there are any.
+    Args:
+        config: The configuration.
+        source: The examples.
+        params: Parameters on the mesh.
+        step: Maps parameters and a batch to arrays, a row an example, `mask` and `index` among them.
+        mesh: The mesh.
+        views: (temporal, spatial) views of each example.
+        mirror: Whether these are mirrored as well, where the configuration says so.
+        batch_size: Clips of a batch, which holds as many examples as have so many views; 0: the configuration's.
+        split: Its name, for the list of bad files.
+        bad_files: Where examples that cannot be read are named.
+        on_batch: Told of the batches done and in all.
+
+    Yields:
+        What the step returns for the examples of a batch that could be read, on the host.
     """
+    # The batch is counted in clips, so that memory does not depend on the views.
+    devices = mesh.devices.size
+    mirrored = experiment.mirrored_axes(config) if mirror else ()
+    rows = (batch_size or config.evaluation.batch_size) // (math.prod(views) * 2 ** len(mirrored))
+    rows = min(max(rows // devices, 1) * devices, math.ceil(len(source) / devices) * devices)
+    examples = experiment.evaluation_examples(
+        config,
+        source,
+        temporal_views=views[0],
+        spatial_views=views[1],
+        mirrored=mirrored,
+        split=split,
+        bad_files=bad_files,
+    )
+    total = math.ceil(len(source) / rows)
+    reading: dict[str, Any] = experiment.reading(config, mesh)
+    with pipeline.batches(examples, batch_size=rows, first_step=0, last_step=total, **reading) as batches:
+        before: dict[str, jax.Array] | None = None
+        for done, batch in enumerate(batches, start=1):
+            under_way = step(params, batch)
+            if before is not None:
+                yield _readable(before)
+            before = under_way
+            on_batch(done, total)
+        if before is not None:
+            yield _readable(before)
 
-    metrics: dict[str, float]
-    scores: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+
+def _readable(rows: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Fetches the rows of a batch that are no padding, in the order of the examples."""
+    there = jax.device_get(rows)
+    kept = {name: values[there['mask']] for name, values in there.items() if name != 'mask'}
+    order = np.argsort(kept['index'])
+    return {name: values[order] for name, values in kept.items()}
 
 
 def evaluate_source(
@@ -103,66 +155,63 @@ def evaluate_source(
     mesh: Mesh,
     *,
     views: tuple[int, int] = (1, 1),
+    mirror: bool = True,
     split: str = '',
     bad_files: BadFiles | None = None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
-) -> Outcome:
-    """Evaluates one split.
-
-    Args:
-        config: The configuration.
-        source: The split.
-        params: Parameters on the mesh.
-        step: From `make_eval_step`.
-        mesh: The mesh.
-        views: (temporal, spatial) views of each example.
-        split: Its name, for the list of bad files.
-        bad_files: Where examples that cannot be read are named.
-        on_batch: Told of the batches done and in all.
-    """
-    # The batch is counted in clips, so that memory does not depend on the views.
-    devices = mesh.devices.size
-    batch_size = max(config.evaluation.batch_size // math.prod(views) // devices, 1) * devices
-    batch_size = min(batch_size, math.ceil(len(source) / devices) * devices)
-    examples = experiment.evaluation_examples(
-        config,
-        source,
-        temporal_views=views[0],
-        spatial_views=views[1],
-        split=split,
-        bad_files=bad_files,
+) -> results.Outcome:
+    """Evaluates one split with a step from `make_eval_step`; for the arguments see `batches_of`."""
+    parts = list(
+        batches_of(
+            config,
+            source,
+            params,
+            step,
+            mesh,
+            views=views,
+            mirror=mirror,
+            split=split,
+            bad_files=bad_files,
+            on_batch=on_batch,
+        )
     )
-    total = math.ceil(len(source) / batch_size)
-    reading: dict[str, Any] = experiment.reading(config, mesh)
-    results = []
-    with pipeline.batches(
-        examples, batch_size=batch_size, first_step=0, last_step=total, **reading
-    ) as batches:
-        for done, batch in enumerate(batches, start=1):
-            results.append(step(params, batch))
-            on_batch(done, total)
-    gathered = jax.device_get(results)
-    joined = {name: np.concatenate([result[name] for result in gathered]) for name in gathered[0]}
-    kept = {name: values[joined['mask']] for name, values in joined.items()}
-    order = np.argsort(kept['index'])
-    scores, labels = kept['scores'][order], kept['label'][order]
-    kind = losses.loss_kind(config.training.loss)
-    numbers = metrics.classification_metrics(
-        scores,
-        labels,
-        loss_kind=kind,
-        head_sizes=experiment.head_sizes(config, source),
-        head_names=tuple(config.data.heads),
-    )
-    if config.evaluation.report == 'medical':
-        numbers |= medical_metrics.medical_metrics(*medical_metrics.decided(scores, labels, kind))
-    loss = float(np.mean(kept['loss'], dtype=np.float64))
+    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    scores, labels = each['scores'], each['label']
+    numbers = summary_metrics(config, experiment.head_sizes(config, source), scores, labels)
+    loss = float(np.mean(each['loss'], dtype=np.float64))
     counts = {'count': len(scores)}
     if source.bad:
         counts['left_out'] = experiment.lost(source)
     if len(scores) < len(source):
         counts['unreadable'] = len(source) - len(scores)
-    return Outcome({**numbers, 'loss': loss, **counts}, scores, labels, kept['index'][order])
+    return results.Outcome({**numbers, 'loss': loss, **counts}, scores, labels, each['index'])
+
+
+def summary_metrics(
+    config: ConfigDict, sizes: tuple[int, ...], scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Returns the metrics that sum up an evaluation, but for the loss."""
+    kind = losses.loss_kind(config.training.loss)
+    numbers = metrics.classification_metrics(
+        scores, labels, loss_kind=kind, head_sizes=sizes, head_names=tuple(config.data.heads)
+    )
+    if config.evaluation.report == 'medical':
+        numbers |= medical_metrics.medical_metrics(*medical_metrics.decided(scores, labels, kind))
+    return numbers
+
+
+def check_best_metric(config: ConfigDict, sizes: tuple[int, ...]) -> None:
+    """Raises a ValueError of one line where the best checkpoint is to be told by a metric that there is none of."""
+    name = config.checkpoint.best_metric
+    rows = max(sizes)
+    labels = np.stack([np.arange(rows) % size for size in sizes], axis=1).astype(np.int32)
+    if config.training.loss == 'sigmoid':
+        labels = np.eye(sum(sizes), dtype=np.float32)
+    elif len(sizes) == 1:
+        labels = labels[:, 0]
+    known = ['loss', *summary_metrics(config, sizes, np.zeros((len(labels), sum(sizes)), np.float32), labels)]
+    if name and name not in known:
+        raise ValueError(no_such_metric(name, known))
 
 
 def evaluate_tests(
@@ -174,8 +223,9 @@ def evaluate_tests(
     folder: pathlib.Path,
     terminal: Terminal,
     bad: BadVideos,
+    step: EvalStep | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluates the test splits with all views.
+    """Evaluates the test splits with all views, by a step of `make_eval_step` where there is one already.
 
     Writes `eval.json`, `predictions.csv`, confusion matrices and MedMNIST's result files, and shows a table.
 
@@ -187,7 +237,6 @@ def evaluate_tests(
     summary: dict[str, dict[str, float]] = {}
     rows: list[list[Any]] = []
     written = ['eval.json', 'predictions.csv']
-    step: EvalStep | None = None
     main_process = jax.process_index() == 0
     for split in config.data.test_splits:
         source = sources[split]
@@ -207,130 +256,32 @@ def evaluate_tests(
         )
         bad.look(together=True)
         summary[split] = outcome.metrics
-        by_class, confusions = _by_class(
+        by_class, confusions = results.by_class(
             outcome, source, sizes, tuple(config.data.heads), config.training.loss
         )
         report[split] = {**outcome.metrics, 'views': list(views), **by_class}
+        if mirrored := experiment.mirrored_axes(config):
+            report[split]['mirrored_axes'] = list(mirrored)
         if config.evaluation.report == 'medical':
-            names = _medical(config, split, outcome, source, report[split], folder if main_process else None)
+            names = results.medical(
+                config, split, outcome, source, report[split], folder if main_process else None
+            )
             written.extend(names)
         for head, counts in confusions.items():
             written.append(f'confusion_{split}{head}.csv')
             if main_process:
-                _write_csv(folder / written[-1], counts[0], counts[1:])
-        rows += _predictions(split, source, outcome, sizes, config.training.loss)
+                results.write_csv(folder / written[-1], counts[0], counts[1:])
+        rows += results.prediction_rows(split, source, outcome, sizes, config.training.loss)
+        if config.evaluation.report == 'medical' or config.training.loss == 'sigmoid':
+            written.append(f'scores_{split}.npz')
+            if main_process:
+                results.write_scores(folder / written[-1], outcome, sizes)
     if main_process:
         (folder / 'eval.json').write_text(json.dumps(report, indent=2) + '\n')
-        _write_csv(folder / 'predictions.csv', PREDICTION_COLUMNS, rows)
+        results.write_csv(folder / 'predictions.csv', results.PREDICTION_COLUMNS, rows)
     terminal.table(summary)
     terminal.say(f'written to {folder}: {", ".join(written)}')
     return report
-
-
-def _by_class(
-    outcome: Outcome, source: Source, sizes: tuple[int, ...], heads: tuple[str, ...], loss: str
-) -> tuple[dict[str, Any], dict[str, list[list[Any]]]]:
-    """Returns the numbers of each class, and the confusion matrix of each head as a table.
-
-    With several heads, names of metrics begin with the head's, and the matrices are keyed `_<head>`.
-    """
-    names = list(source.class_names)
-    if loss == 'sigmoid':
-        targets = np.asarray(losses.one_hot_targets(jnp.asarray(outcome.labels), sizes))
-        values = metrics.average_precision(outcome.scores, targets).tolist()
-        # A class without an example has none; JSON knows no NaN.
-        known = {name: value for name, value in zip(names, values, strict=True) if math.isfinite(value)}
-        return {'average_precision': known}, {}
-    numbers: dict[str, Any] = {}
-    tables: dict[str, list[list[Any]]] = {}
-    starts = np.cumsum((0, *sizes))
-    labels = outcome.labels.reshape(len(outcome.labels), -1)
-    for number, (head, size) in enumerate(zip(heads, sizes, strict=True)):
-        classes = names[starts[number] : starts[number + 1]]
-        predicted = outcome.scores[:, starts[number] : starts[number + 1]].argmax(1)
-        confusion = metrics.confusion_matrix(predicted, labels[:, number], size)
-        prefix = f'{head}_' if len(sizes) > 1 else ''
-        columns = {name: column.tolist() for name, column in metrics.per_class(confusion).items()}
-        # The share of a class's examples that were recognised: its accuracy.
-        columns['accuracy'] = columns.pop('recall')
-        each = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        numbers[f'{prefix}per_class'] = dict(zip(classes, each, strict=True))
-        means = metrics.mean_over_classes(confusion)
-        numbers |= {f'{prefix}mean_{name}': means[name] for name in means if name != 'recall'}
-        rows = [[name, *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
-        tables[f'_{head}' if prefix else ''] = [['label \\ predicted', *classes], *rows]
-    return numbers, tables
-
-
-def _medical(
-    config: ConfigDict,
-    split: str,
-    outcome: Outcome,
-    source: Source,
-    report: dict[str, Any],
-    folder: pathlib.Path | None,
-) -> list[str]:
-    """Adds recall, F1 and AUC of each class to a split's report; writes its result file where it is of MedMNIST.
-
-    Returns:
-        The names of the files written, into `folder` where there is one.
-    """
-    kind = losses.loss_kind(config.training.loss)
-    scores, labels = medical_metrics.decided(outcome.scores, outcome.labels, kind)
-    per_class = report.setdefault('per_class', {})
-    for name, values in medical_metrics.per_class(scores, labels).items():
-        for known, value in zip(source.class_names, values.tolist(), strict=True):
-            # JSON knows no NaN: where there is no example there is no recall.
-            per_class.setdefault(known, {}).update({name: value} if math.isfinite(value) else {})
-    data = config.data
-    if data.source != 'medmnist' or folder is None:
-        return []
-    flag = f'{data.medmnist.name}mnist3d' + ('' if data.medmnist.size == 28 else f'_{data.medmnist.size}')
-    return [
-        medical_metrics.write_official(
-            folder, scores, labels, flag=flag, split=SPLITS[split], run=str(config.seed)
-        )
-    ]
-
-
-def _predictions(
-    split: str, source: Source, outcome: Outcome, sizes: tuple[int, ...], loss: str
-) -> list[list[Any]]:
-    """One row an example: its label, and its five most probable classes with their probabilities.
-
-    Classes, and their probabilities, are separated by `|`, heads by ` + `.
-    """
-    ends = np.cumsum(sizes)
-    heads = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    names = np.array(source.class_names, dtype=object)
-    rows = []
-    for index, scores, label in zip(outcome.indices, outcome.scores, outcome.labels, strict=True):
-        tops, probabilities = [], []
-        for head in heads:
-            probability = _probabilities(scores[head], loss)
-            best = np.argsort(-probability, kind='stable')[:5]
-            tops.append('|'.join(names[head][best]))
-            probabilities.append('|'.join(f'{value:.6g}' for value in probability[best]))
-        if label.dtype.kind == 'f':
-            truth = ['|'.join(names[label > 0.5])]
-        else:
-            truth = [names[head][k] for head, k in zip(heads, np.atleast_1d(label), strict=True)]
-        rows.append([split, index, source[int(index)].name, *map(' + '.join, (truth, tops, probabilities))])
-    return rows
-
-
-def _probabilities(scores: np.ndarray, loss: str) -> np.ndarray:
-    if loss == 'sigmoid':
-        return 1.0 / (1.0 + np.exp(-scores))
-    shifted = np.exp(scores - scores.max())
-    return shifted / shifted.sum()
-
-
-def _write_csv(path: pathlib.Path, header: list[str], rows: list[list[Any]]) -> None:
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def load_params(checkpoints: Checkpoints, step: int, model: ViViT, config: ConfigDict, mesh: Mesh) -> Any:
@@ -341,8 +292,15 @@ def load_params(checkpoints: Checkpoints, step: int, model: ViViT, config: Confi
     return checkpoints.restore(step, mesh, **{item: shapes})[item]
 
 
-def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+def evaluate(
+    config: ConfigDict, workdir: str | pathlib.Path, afterwards: Callable[..., None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Evaluates the best (else the latest) checkpoint of a workdir on the test splits.
+
+    Args:
+        config: The configuration.
+        workdir: The workdir.
+        afterwards: Called with the workdir, the terminal, and the `config`, `sources`, `params`, `mesh` and `step`.
 
     Returns:
         Metrics by split, as in `eval.json`.
@@ -353,20 +311,20 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
     folder = pathlib.Path(workdir)
     experiment.check(config)
     if not (folder / 'checkpoints').is_dir():
-        raise ValueError(f'{folder} holds no checkpoints: train first, or choose another --workdir')
+        raise ValueError(_untrained(folder))
     mesh = sharding.make_mesh(config.sharding.fsdp)
     with Terminal() as terminal:
         with Checkpoints(folder) as checkpoints:
             step = checkpoints.best_step()
             if step is None:
-                raise ValueError(f'{folder} holds no checkpoints: train first, or choose another --workdir')
+                raise ValueError(_untrained(folder))
             saved = checkpoints.meta(step)['config']
             config = init_from.as_saved(config, saved)
             check_same(saved, config, folder, groups=('model', 'data'))
             # How it was trained (loss, moving average) is the checkpoint's to tell, not the command's.
             config = ConfigDict(config.to_dict())
             config.training = saved['training']
-            looking = experiment.examination(config, terminal.counter('looking into files'))
+            looking = experiment.examination(config, terminal.counter('checking data'))
             if all(saved['data'].get(key) == config.data[key] for key in ('root', 'csv')):
                 keep_drawn(folder, looking)
             splits = config.data.test_splits
@@ -375,7 +333,14 @@ def evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[
             params = load_params(checkpoints, step, model, config, mesh)
         terminal.say(f'evaluating step {step} of {folder}')
         bad = BadVideos(config, folder, sources, terminal, anew=False)
-        return evaluate_tests(config, sources, params, model, mesh, folder, terminal, bad)
+        report = evaluate_tests(config, sources, params, model, mesh, folder, terminal, bad)
+        if afterwards is not None:
+            afterwards(folder, terminal, config=config, sources=sources, params=params, mesh=mesh, step=step)
+        return report
+
+
+def _untrained(folder: pathlib.Path) -> str:
+    return f'{folder} holds no checkpoints: train first, or choose another --workdir{nearest.hint(folder)}'
 
 
 def keep_drawn(folder: pathlib.Path, looking: Examination) -> None:
@@ -407,9 +372,10 @@ def check_same(
         if key not in config_module.FREE_TO_CHANGE and (not groups or key.partition('.')[0] in groups)
     }
     if relevant:
-        listed = ', '.join(
-            f'{key} is {there!r} there and {here!r} here' for key, (there, here) in relevant.items()
-        )
+        some = list(relevant.items())[:MOST_KEYS]
+        listed = ', '.join(f'{key} is {there!r} there and {here!r} here' for key, (there, here) in some)
+        if len(relevant) > len(some):
+            listed = f'{len(relevant)} keys differ: {listed}, …; all of it is in {folder / "config.json"}'
         raise ValueError(
             f'{folder} holds a run of another configuration ({listed}): choose another --workdir'
         )

@@ -117,6 +117,11 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f'training.batch_size={config.training.batch_size} cannot be split evenly over {devices} devices'
         )
+    if config.evaluation.mirror_views and not mirrored_axes(config):
+        raise ValueError(
+            'evaluation.mirror_views=True mirrors along the axes that training mirrors, but data.flip and '
+            'data.volume_augment.flip are 0: set one of them, or evaluation.mirror_views=False'
+        )
     if config.data.num_classes:
         # Counting goes through tubelets and patterns, and says where they do not fit the clip.
         multiply_adds(make_model(config), clip_shape(config))
@@ -132,9 +137,10 @@ def open_source(config: ConfigDict, split: str, looking: Examination | None = No
     """Opens a split, whatever is wrong with single files; a ValueError of one line says what is wrong with it."""
     data = config.data
     if data.root is None and not data.csv and data.source not in ('tfds', 'medmnist', 'moving_digits'):
+        page = 'docs/volumes.md' if data.source == 'volumes' else 'docs/data.md'
         raise ValueError(
             f'config.data.root is not set: get {data.dataset or "your videos"} and give its folder, laid out as '
-            f'the docstring of the config and docs/data.md tell, with --config.data.root=FOLDER'
+            f'the docstring of the config and {page} tell, with --config.data.root=FOLDER'
         )
     layout = Layout(
         root=data.root,
@@ -148,7 +154,7 @@ def open_source(config: ConfigDict, split: str, looking: Examination | None = No
     )
     options = dict(data[data.source]) if data.source in data else {}
     if data.source == 'volumes':
-        options['clip'] = ((data.frames - 1) * data.stride + 1, *data.crop)
+        options['clip'] = seen_of_volumes(config)
     collecting = gc.isenabled()
     gc.disable()  # hundreds of thousands of small objects come to stay: to look among them for garbage takes longest
     try:
@@ -165,6 +171,12 @@ def open_source(config: ConfigDict, split: str, looking: Examination | None = No
     finally:
         if collecting:
             gc.enable()
+
+
+def seen_of_volumes(config: ConfigDict) -> tuple[int, int, int]:
+    """Returns the voxels (deep, high, wide) that a clip of a volume spans."""
+    data = config.data
+    return ((data.frames - 1) * data.stride + 1, *data.crop)
 
 
 def make_source(config: ConfigDict, split: str, looking: Examination | None = None) -> Source:
@@ -373,12 +385,22 @@ def training_examples(
     )
 
 
+def mirrored_axes(config: ConfigDict) -> tuple[int, ...]:
+    """Returns the axes of `[t h w c]` along which evaluation mirrors: where told to, those that training does."""
+    if not config.evaluation.mirror_views:
+        return ()
+    along = np.array(config.data.volume_augment.flip) > 0
+    along[2] |= config.data.flip > 0
+    return tuple(np.flatnonzero(along).tolist())
+
+
 def evaluation_examples(
     config: ConfigDict,
     source: Source,
     *,
     temporal_views: int,
     spatial_views: int,
+    mirrored: tuple[int, ...] = (),
     split: str = '',
     bad_files: BadFiles | None = None,
 ) -> pipeline.EvaluationExamples:
@@ -392,6 +414,7 @@ def evaluation_examples(
         crop=tuple(data.crop),
         temporal_views=temporal_views,
         spatial_views=spatial_views,
+        mirrored=mirrored,
     )
     return pipeline.EvaluationExamples(source=source, split=split, views=views, bad_files=bad_files)
 

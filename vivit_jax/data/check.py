@@ -37,7 +37,8 @@ from vivit_jax import config as config_module
 from vivit_jax.data.files.damage import fingerprint, record_damage, video_damage
 from vivit_jax.data.overview import Survey, class_counts, headed, most_common, shortened, spread, survey
 from vivit_jax.data.record import Source
-from vivit_jax.writers import Terminal
+from vivit_jax.help_text import laid_out
+from vivit_jax.telling.terminal import Terminal
 
 SHOWN = 20  # bad examples on the terminal
 MOST_CLASSES = 40  # on the terminal; of more, the smallest and the largest
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
     parser = argparse.ArgumentParser(
         prog='python -m vivit_jax.data.check',
-        description=__doc__,
+        description=laid_out(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -7,13 +7,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float64, Integer, Shaped
 
-from vivit_jax.data.examine import Examination, examine
-from vivit_jax.data.listing import Entry, Layout, list_examples
+from vivit_jax.data.examine import Examination, Outcome, examine
+from vivit_jax.data.listing import Entry, Layout, Listing, list_examples
 from vivit_jax.data.listing.pinning import as_begun, pack_listing, unpack_listing
 from vivit_jax.data.record import Found, Record
 
@@ -30,6 +30,7 @@ class Kind:
         name: Tells what is found in files: another name where the same file would give something else.
         endings: Of file names, lower case with the dot.
         folders: An example is a folder of such files.
+        channels: Of the pixels that are read, 3 for RGB.
         probe: Maps a full path to what is in the file, or to the reason why it cannot be used.
         read: Maps (full path, what was found, frame indices) to the pixels `[t h w c]`.
         times: Maps what was found to the seconds of every frame, in order; None where there is no time.
@@ -38,6 +39,7 @@ class Kind:
     name: str
     endings: tuple[str, ...]
     folders: bool = False
+    channels: int = 3
     probe: Callable[[str], Found | str]
     read: Callable[[str, Found, Integer[np.ndarray, ' t']], Shaped[np.ndarray, 't h w c']]
     times: Callable[[Found], Float64[np.ndarray, ' n']] | None = None
@@ -69,18 +71,40 @@ class ListedFiles:
         Raises:
             ValueError: If the data is not there or contradicts itself; one line.
         """
-        if fps and kind.times is None:
-            raise ValueError(f'config.data.fps={fps:g}: {kind.name} have no time; set it to 0')
         listing = list_examples(split, layout=layout, endings=kind.endings, folders=kind.folders)
         begun = examination.begun.get(kind.name, {}).get(split)
         examination.listed.setdefault(kind.name, {})[split] = begun or pack_listing(listing)
         if begun:
             listing = as_begun(listing, unpack_listing(begun), split)
+        paths = [entry.path for entry in listing.entries]
+        outcomes = examine(kind.name, listing.folder, paths, kind.probe, examination)
+        self._take(listing, outcomes, kind, fps)
+
+    @classmethod
+    def of(
+        cls, listing: Listing, outcomes: Mapping[str, Outcome], *, kind: Kind, fps: float = 0.0
+    ) -> 'ListedFiles':
+        """Makes a source of a listing that is at hand.
+
+        Args:
+            listing: The examples.
+            outcomes: What was found in each of their files, by path.
+            kind: What the files are.
+            fps: See `__init__`.
+
+        Raises:
+            ValueError: If frames are counted by time where there is none; one line.
+        """
+        files = cls.__new__(cls)
+        files._take(listing, outcomes, kind, fps)
+        return files
+
+    def _take(self, listing: Listing, outcomes: Mapping[str, Outcome], kind: Kind, fps: float) -> None:
+        if fps and kind.times is None:
+            raise ValueError(f'config.data.fps={fps:g}: {kind.name} have no time; set it to 0')
         self.class_names, self.head_sizes = listing.class_names, listing.head_sizes
         self.splits, self.note = listing.splits, listing.note
         self._kind, self._fps, self._folder = kind, fps, str(listing.folder)
-        paths = [entry.path for entry in listing.entries]
-        outcomes = examine(kind.name, listing.folder, paths, kind.probe, examination)
         self.bad = list(listing.bad)
         self._examples: list[tuple[Entry, Found]] = []
         for entry in listing.entries:
@@ -100,6 +124,10 @@ class ListedFiles:
     def path(self, index: int) -> str:
         """Returns the full path of the file that an example is in."""
         return os.path.join(self._folder, self._examples[index][0].path)
+
+    def entry(self, index: int) -> Entry:
+        """Returns how an example is listed."""
+        return self._examples[index][0]
 
     def __getitem__(self, index: int) -> Record:
         """Returns the record at `index`."""

@@ -71,6 +71,21 @@ def open_source(
     return MovingDigits(split, size=sizes.get(split, 1), seed=seed, frames=frames, canvas=options['canvas'])
 
 
+def kinds_like(name: str, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns the kinds of single files that go into a model of examples of a source, see `listed.Kind`.
+
+    Args:
+        name: One of `SOURCES`.
+        options: Of volumes: `config.data.volumes`, with the clip; of MedMNIST the clip alone.
+    """
+    if name == 'medmnist':
+        # Its voxels are bytes, seen as they are.
+        options = {'clip': options['clip'], 'size': (0, 0, 0), 'intensity': 'window', 'window': (0.0, 255.0)}
+    if name in ('medmnist', 'volumes'):
+        return (_kind('volumes', options),)
+    return (_kind('video_files', {}), _kind('frame_folders', {}))
+
+
 def _kind(name: str, options: Mapping[str, Any]) -> Any:
     if name == 'video_files':
         from vivit_jax.data import video_files

@@ -23,6 +23,8 @@ class Views:
         crop: (height, width) of a view in pixels.
         temporal_views: Clips, evenly spaced.
         spatial_views: Crops of each clip, 1 or 3.
+        mirrored: Axes of `[t h w c]`, as (0, 1, 2), along which every view is there mirrored as well, in all
+            combinations: n axes make 2^n times as many views, those of the last axis outermost.
     """
 
     frames: int
@@ -32,6 +34,7 @@ class Views:
     crop: tuple[int, int]
     temporal_views: int
     spatial_views: int
+    mirrored: tuple[int, ...] = ()
 
     def __call__(self, record: Record) -> np.ndarray:
         """Returns the clip `[t h w c]`, or all views `[v t h w c]` of several (time outermost).
@@ -56,4 +59,6 @@ class Views:
         crops = transforms.spatial_views(frames, size=self.crop, views=self.spatial_views)
         views = crops[:, places.reshape(chosen.shape)].swapaxes(0, 1)
         video = views.reshape(-1, *views.shape[2:])
+        for axis in self.mirrored:
+            video = np.concatenate([video, np.flip(video, 1 + axis)])
         return video[0] if len(video) == 1 else video

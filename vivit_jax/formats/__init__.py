@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vivit_jax import nearest
 from vivit_jax.formats import (
     big_vision,
     containers,
@@ -67,11 +68,13 @@ def load(
     if kind not in ('auto', *KINDS):
         raise ValueError(f'kind {kind!r} of {path}: choose auto or one of {", ".join(KINDS)}')
     if not path.exists():
-        raise ValueError(f'{path}: does not exist')
+        raise ValueError(f'{path}: does not exist{nearest.hint(path)}')
     if own.is_checkpoint(path):
         weights = own.load(path)
         _insist(kind, weights.kind, path)
         return weights
+    if (path / 'checkpoints').is_dir():
+        raise ValueError(f'{path}: holds no checkpoint yet{nearest.hint(path)}')
     if scenic.is_orbax(path):
         _insist(kind, 'scenic', path)
         return scenic.convert(

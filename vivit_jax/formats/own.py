@@ -65,7 +65,14 @@ def save(
     """
     if checkpoint.find(folder) is not None:
         raise ValueError(f'{folder}: holds checkpoints already: choose another folder')
-    meta = {'config': config, 'class_names': class_names, 'data_digest': '', 'window': []}
+    sizes = list(config['data']['num_classes']) or [len(class_names)]
+    meta = {
+        'config': config,
+        'class_names': class_names,
+        'head_sizes': sizes,
+        'data_digest': '',
+        'window': [],
+    }
     with checkpoint.Checkpoints(folder) as checkpoints:
         checkpoints.save(0, params=params, ema=None, optimizer=None, meta=meta, metrics=None)
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')

@@ -145,7 +145,7 @@ def understand(table: Table, *, split: str, heads: Sequence[str], group: str, di
     Args:
         table: Whose columns are those of `PATHS` or of one of the annotations above.
         split: What it lists; '' where it lists all splits.
-        heads: Names of the columns of labels.
+        heads: Names of the columns of labels; (): labels do not matter.
         group: Name of a column, or ''.
         disk: Where the files are.
 
@@ -153,7 +153,7 @@ def understand(table: Table, *, split: str, heads: Sequence[str], group: str, di
         ValueError: If the columns do not make sense.
     """
     form = form_of(table)
-    labels = label_columns(table, heads)
+    labels = label_columns(table, heads) if heads else []
     if labels is None:
         raise ValueError(no_labels(table, heads))
     values = list(zip(*(row for _, row in table.rows), strict=True)) or [()] * len(table.columns)

@@ -61,7 +61,7 @@ def read_table(
 
     Args:
         file: Where it is.
-        heads: What columns of labels are called: tells a header from a row.
+        heads: What columns of labels are called: tells a header from a row; (): it may have none.
         endings: Of the files it lists, in lower case: tells a row from a header.
         folders: It lists folders, whose names have no endings.
 
@@ -124,7 +124,7 @@ def _sniff(
     for delimiter, values in split.items():
         path, *labels = [value.strip().lower() for value in values] or ['']
         likely = path.endswith(endings) or '/' in path or (folders and all(map(_is_number, labels)))
-        if likely and labels and not any(label.endswith(endings) for label in labels):
+        if likely and (labels or not heads) and not any(label.endswith(endings) for label in labels):
             columns = ['path', *heads]
             if len(heads) == 1 and len(labels) == 3 and all(map(_is_number, labels[1:])):
                 columns += ['agree', 'disagree']  # Moments in Time's counts of workers
