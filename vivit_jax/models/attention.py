@@ -1,6 +1,8 @@
 """Multi-headed dot-product attention over all tokens, or within groups of them."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -33,7 +35,13 @@ Folded = Float[Array, 'bf heads m c']
 
 
 def attend(
-    query: Heads, key: Heads, value: Heads, *, dropout: nn.Module, train: bool
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    *,
+    dropout: nn.Module,
+    train: bool,
+    watch: Callable[[Weights], Weights] | None = None,
 ) -> tuple[Heads, Weights]:
     """Softmax attention, softmax(Q Kᵀ / √c) V (paper, equation 7), with float32 softmax statistics.
 
@@ -46,6 +54,7 @@ def attend(
         value: Values, same shape.
         dropout: Dropout for the attention weights.
         train: Whether dropout is active.
+        watch: Is given the weights, if there is one, and gives those to go on with.
 
     Returns:
         The mixed values `[b heads n c]` in the compute dtype, and the weights `[b heads n n]` in float32,
@@ -54,6 +63,8 @@ def attend(
     query = query / math.sqrt(query.shape[-1])
     scores = jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores, axis=-1)
+    if watch:
+        weights = watch(weights)
     dropped = dropout(weights, deterministic=not train).astype(value.dtype)
     return jnp.einsum('bhqk,bhkc->bhqc', dropped, value), weights
 
@@ -119,7 +130,9 @@ class MultiHeadAttention(nn.Module):
         The weights, taken before dropout, are `{'all': [b heads n n]}`, or `[b g heads m m]` with the g groups in
         the order of `groups` and the m tokens of each: `{'space': [b nt heads nh*nw nh*nw]}`,
         `{'time': [b nh*nw heads nt nt]}`, and so on; m is one more where a cls token, the first, takes part.
-        'time_and_space' has both of these, with half of the heads each.
+        'time_and_space' has both of these, with half of the heads each. What is in the collection 'perturbations'
+        under the same names, `[(b g) heads m m]`, is added to captured weights: gradients by zeros in it are those
+        by the weights.
 
         Raises:
             ValueError: If the grid cannot be cut as a 'window' or a 'grid' needs.
@@ -132,7 +145,8 @@ class MultiHeadAttention(nn.Module):
         mixed = []
         for over, heads in self._heads_by_group():
             parts = [_fold(part[:, heads], over, self.grid) for part in (query, key, value)]
-            folded, folded_weights = attend(*parts, dropout=dropout, train=train)
+            watch = functools.partial(self.perturb, over) if capture else None
+            folded, folded_weights = attend(*parts, dropout=dropout, train=train, watch=watch)
             mixed.append(_unfold(folded, over, self.grid))
             if capture:
                 weights[over] = _unfold_batch(folded_weights, over, self.grid)
