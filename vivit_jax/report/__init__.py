@@ -1,0 +1,66 @@
+"""The report of a run, or of several side by side: one HTML file that needs nothing else.
+
+    vivit_jax.report.write('runs/my_videos')
+
+It tells what was run, how training went, what came out and how sure that is, what was taken for what, and shows
+clips. The same workdir gives the same file, to the byte.
+"""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from vivit_jax.data.record import Source
+from vivit_jax.inference import Predictor
+from vivit_jax.report.compose import compose
+from vivit_jax.report.reading import read_runs
+
+Folder = str | os.PathLike[str]
+
+
+def write(
+    folders: Folder | Sequence[Folder],
+    output: Folder | None = None,
+    *,
+    predictor: Predictor | None = None,
+    sources: Mapping[str, Source] | None = None,
+    clips: bool = True,
+) -> pathlib.Path:
+    """Writes a report.
+
+    Args:
+        folders: A workdir, or several.
+        output: The file; by default `report.html` in the workdir, of several runs `comparison.html` here.
+        predictor: The model of the run, where it is at hand (of one run only); else the checkpoint is read.
+        sources: The splits of the run, where they are open (of one run only); else they are opened.
+        clips: Whether to show clips and attention.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If a folder is no workdir; one line. What a workdir does not hold, or holds damaged, is said in
+            the report.
+    """
+    paths = (
+        [pathlib.Path(folders)] if isinstance(folders, str | os.PathLike) else [*map(pathlib.Path, folders)]
+    )
+    if not paths:
+        raise ValueError('no workdir was given')
+    if len(paths) > 1 and (predictor is not None or sources is not None):
+        raise ValueError('predictor and sources are of one run, not of several')
+    default = paths[0] / 'report.html' if len(paths) == 1 else pathlib.Path('comparison.html')
+    path = default if output is None else pathlib.Path(output)
+    runs = read_runs(paths)
+    if not path.parent.is_dir():
+        raise ValueError(f'{path} cannot be written: no folder {str(path.parent)!r}')
+    text = compose(runs, predictor=predictor, sources=sources or {}, with_clips=clips)
+    # Whole or not at all: whoever looks at the report while it is written sees the one before.
+    with tempfile.NamedTemporaryFile(
+        'w', dir=path.parent, suffix='.html', delete=False, encoding='utf-8'
+    ) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    return path
