@@ -20,7 +20,7 @@ from vivit_jax.config import load
 from vivit_jax.learning_rates import groups, learning_rate_factors, scale_updates, table
 from vivit_jax.models.cost import multiply_adds
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
-from vivit_jax.writers import Terminal
+from vivit_jax.telling.terminal import Terminal
 
 PLAIN = {'train': 'all', 'freeze': '', 'layer_decay': 1.0, 'head_rate': 1.0}
 SMALL = {

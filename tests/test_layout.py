@@ -18,7 +18,14 @@ FLOORS = {
     'vivit_jax.data.check': 4,
     'vivit_jax.train': 3,
     'vivit_jax.train_step': 3,
+    'vivit_jax.run': 3,
     'vivit_jax.evaluate': 3,
+    'vivit_jax.results': 3,
+    'vivit_jax.closing': 3,
+    'vivit_jax.inference': 3,
+    'vivit_jax.inputs': 3,
+    'vivit_jax.predict.__main__': 4,
+    'vivit_jax.report.__main__': 4,
     'vivit_jax.dry_run': 3,
     'vivit_jax.experiment': 3,
     'vivit_jax.init_from': 3,
@@ -40,7 +47,9 @@ KNOWN = {name_of(module) for module in MODULES} - {'vivit_jax'}
 
 
 def floor(module):
-    return 2 if module.startswith('vivit_jax.formats') else FLOORS.get(module, 1)
+    homes = {'vivit_jax.formats': 2, 'vivit_jax.report': 3}
+    package = '.'.join(module.split('.')[:2])
+    return FLOORS[module] if module in FLOORS else homes.get(package, 1)
 
 
 def imported(path):

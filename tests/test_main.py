@@ -81,6 +81,32 @@ def test_a_config_without_its_data_says_what_to_get(capsys, tmp_path):
     assert 'Kinetics-400' in line
 
 
+def test_a_wrong_path_is_answered_with_the_nearest_right_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs' / 'digits' / 'checkpoints').mkdir(parents=True)
+    (tmp_path / 'runs' / 'digits' / 'config.json').write_text('{}')
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'my_videos.py').write_text('')
+    for arguments, expected in (
+        (
+            [f'--config={DIGITS}', '--mode=eval', '--workdir=runs/digit'],
+            'runs/digit holds no checkpoints: train first, or choose another --workdir; did you mean runs/digits?',
+        ),
+        (
+            [f'--config={DIGITS}', '--config.init_from.path=runs/digit'],
+            "init_from.path='runs/digit': runs/digit: does not exist; did you mean runs/digits?",
+        ),
+        (
+            [f'--config={DIGITS}', '--config.init_from.path=runs/digits'],
+            "init_from.path='runs/digits': runs/digits: holds no checkpoint yet",
+        ),
+        (['--config=my_video'], "config file 'my_video' does not exist; did you mean configs/my_videos.py?"),
+        (['--config=runs/digits'], "config 'runs/digits' is a folder; did you mean runs/digits/config.json?"),
+    ):
+        assert command.main(arguments) == 2
+        assert capsys.readouterr().err == f'error: {expected}\n'
+
+
 def test_sizes_are_arguments(capsys, tmp_path):
     assert command.main([f'--config={KINETICS}:X/16x2']) == 2
     assert "size 'X/16x2' of config 'kinetics400_fe': write SIZE/PATCHxTUBELET" in capsys.readouterr().err
@@ -134,8 +160,19 @@ def test_the_command_trains_evaluates_and_repeats_its_evaluation(tmp_path):
     folder = tmp_path / 'runs'
     (folder,) = folder.iterdir()
     assert folder.name.startswith('moving_digits-')
-    for name in ('config.json', 'metrics.jsonl', 'eval.json', 'predictions.csv', 'checkpoints'):
+    for name in (
+        'config.json',
+        'metrics.jsonl',
+        'run.json',
+        'eval.json',
+        'predictions.csv',
+        'checkpoints',
+        'report.html',
+    ):
         assert (folder / name).exists(), name
+    assert json.loads((folder / 'run.json').read_text())['command'].startswith(
+        'python -m vivit_jax.main --conf'
+    )
     report = json.loads((folder / 'eval.json').read_text())
     assert list(report) == ['test', 'test_shuffled', 'test_still']
     for metrics in report.values():
@@ -148,11 +185,12 @@ def test_the_command_trains_evaluates_and_repeats_its_evaluation(tmp_path):
     assert predictions.splitlines()[0] == 'split,index,name,label,top_5,scores'
     assert len(predictions.splitlines()) == 1 + 3 * 20
 
-    (folder / 'eval.json').unlink()
-    (folder / 'predictions.csv').unlink()
+    for name in ('eval.json', 'predictions.csv', 'report.html'):
+        (folder / name).unlink()
     subprocess.run([*run, '--mode=eval'], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads((folder / 'eval.json').read_text()) == report
     assert (folder / 'predictions.csv').read_text() == predictions
+    assert (folder / 'report.html').exists()
 
 
 def test_memory_that_runs_out_is_said_in_words(monkeypatch, capsys, tmp_path):

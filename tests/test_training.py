@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import av
 import jax
 import numpy as np
 import pytest
 
+import vivit_jax
 from tiny import DIGITS, SETTINGS, options
-from vivit_jax import evaluate, sharding, train
+from vivit_jax import closing, evaluate, sharding, train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.config import load
 
@@ -109,6 +111,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(uninterrupted, stop_at, tmp_path, mon
     train.train(tiny(), tmp_path)
     assert f'going on from step {stop_at}' in capsys.readouterr().out
     folder, report = uninterrupted
+    sessions = [
+        (each['first_step'], each['last_step'], each['exit']) for each in facts_of(tmp_path)['sessions']
+    ]
+    assert sessions == [(0, stop_at, 'stopped'), (stop_at, 20, 'done')]
     assert curve(tmp_path) == curve(folder)
     assert json.loads((tmp_path / 'eval.json').read_text()) == report
     (_, ours), (_, theirs) = parameters(tmp_path, tiny()), parameters(folder, tiny())
@@ -313,3 +319,70 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert 'lower optimizer.learning_rate' in str(error.value)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == []
+
+
+def facts_of(folder):
+    return json.loads((folder / 'run.json').read_text())
+
+
+def test_a_run_leaves_an_account_of_itself(uninterrupted):
+    folder, _ = uninterrupted
+    facts = facts_of(folder)
+    model = evaluate.experiment.make_model(tiny())
+    assert facts['exit'] == 'done'
+    assert facts['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(parameters(folder, tiny())[1]))
+    assert facts['multiply_adds_per_clip'] == vivit_jax.multiply_adds(model, (16, 32, 32, 1))
+    (session,) = facts['sessions']
+    assert (session['first_step'], session['last_step']) == (0, 20)
+    # All but the first of its 20 steps of 8 clips are timed.
+    assert facts['clips_per_second'] * facts['train_seconds'] == pytest.approx(19 * 8)
+    assert min(facts['compile_seconds'], facts['evaluate_seconds'], facts['mfu']) > 0
+    assert 0 <= facts['data_wait'] <= 1
+
+
+def test_a_run_ends_with_its_report_and_says_what_is_next(uninterrupted, tmp_path, capsys):
+    folder = tmp_path / 'again'
+    shutil.copytree(uninterrupted[0], folder)
+    (folder / 'report.html').unlink()
+    train.train(tiny(), folder)
+    assert '<html' in (folder / 'report.html').read_text()
+    lines = capsys.readouterr().out.splitlines()
+    assert f'report: {folder / "report.html"}' in lines
+    assert f'next: python -m vivit_jax.predict test:0-4 --checkpoint={folder}' in lines
+    assert any(line.startswith('took 0:00:') and 'clips/s' in line and 'MFU' in line for line in lines)
+    assert [each['exit'] for each in facts_of(folder)['sessions']] == ['done', 'done']
+
+
+def test_a_report_that_fails_fails_no_run(uninterrupted, tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise KeyError('two\nlines')
+
+    folder = tmp_path / 'again'
+    shutil.copytree(uninterrupted[0], folder)
+    monkeypatch.setattr(closing.report, 'write', fail)
+    assert train.train(tiny(), folder) == uninterrupted[1]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('warning: ')]
+    assert line == (
+        f"warning: the report was not written (KeyError: 'two\\nlines'); python -m vivit_jax.report {folder} "
+        'tries again'
+    )
+
+
+def test_a_full_disk_is_noticed_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=2**20 // 10))
+    with pytest.raises(
+        ValueError, match=r'checkpoints: 0.1 MiB are free on this disk, 0.\d MiB are needed for'
+    ):
+        train.train(tiny(), tmp_path)
+
+
+def test_of_many_keys_that_differ_some_are_named(uninterrupted):
+    folder, _ = uninterrupted
+    changes = {f'data__{name}': 0.25 for name in ('flip', 'colour_jitter', 'colour_drop')}
+    changes |= {f'optimizer__{name}': 0.25 for name in ('learning_rate', 'weight_decay', 'b1', 'b2')}
+    with pytest.raises(ValueError, match='another configuration') as error:
+        train.train(tiny(**changes), folder)
+    line = str(error.value)
+    assert '(7 keys differ: ' in line
+    assert line.count(' there and 0.25 here') == 6
+    assert f', …; all of it is in {folder / "config.json"}): choose another --workdir' in line

@@ -11,7 +11,7 @@ Three tables:
               memory beside what the program holds before it reads; an estimate of it, of clips that wait and are
               made, which is no bound, as libraries hold some tens of MiB a thread; and a worker's memory in all.
 
-Examples:
+examples:
   python tools/benchmark_data.py --videos=FOLDER
   python tools/benchmark_data.py --videos=FOLDER --config.data.stride=1 --threads=1,2,4 --workers=0,2 --json=data.json
   python tools/benchmark_data.py --config=configs/my_videos.py --config.data.root=FOLDER
@@ -46,6 +46,7 @@ from vivit_jax.data import clips, pipeline, transforms
 from vivit_jax.data.files import decoding
 from vivit_jax.data.randaugment import RandAugment
 from vivit_jax.data.record import Found, Record, Source
+from vivit_jax.help_text import laid_out
 
 BASE = pathlib.Path(__file__).parent.parent / 'configs' / 'base.py'
 # Of --videos: without labels, and with batches that fit into small machines.
@@ -86,7 +87,7 @@ class Videos:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--config', metavar='FILE', help='experiment whose training data is read')

@@ -4,7 +4,7 @@ A step is a training step on a whole batch; memory is what XLA plans for it besi
 Its time is the median of 10 of a compiled program; the models take three turns and the best counts, so that what
 else the machine does is not held against one of them.
 
-Example:
+examples:
   python tools/compare_models.py --output=runs/comparison
   python tools/compare_models.py --config.training.epochs=1 --models factorised_encoder spatio_temporal
 """
@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from vivit_jax import command_line, experiment, train
 from vivit_jax import config as config_module
 from vivit_jax.dry_run import dry_run
+from vivit_jax.help_text import laid_out
 from vivit_jax.models.cost import multiply_adds, parameters
 from vivit_jax.models.vivit import ATTENTIONS
 
@@ -32,7 +33,7 @@ SPLITS = ('test', 'test_shuffled', 'test_still')
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--models', nargs='+', choices=ATTENTIONS, default=ATTENTIONS, metavar='MODEL')
     parser.add_argument('--output', default='runs/comparison', metavar='DIR', help='workdirs and table.md')

@@ -26,12 +26,15 @@ from vivit_jax import formats, init_from
 from vivit_jax.config import default_config
 from vivit_jax.formats import own, scenic
 from vivit_jax.formats.account import as_is
+from vivit_jax.help_text import laid_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('--checkpoint', required=True, metavar='FILE_OR_FOLDER', help="Scenic's checkpoint")
     parser.add_argument('--config', required=True, metavar='FILE', help="Scenic's config.py, or as JSON")

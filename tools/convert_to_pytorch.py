@@ -34,6 +34,7 @@ import numpy as np
 
 from vivit_jax.formats import Weights, containers, hugging_face, load, timesformer, vivit_torch
 from vivit_jax.formats.account import as_is
+from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import create_model
 
 Clip = tuple[int, int, int, int]
@@ -57,7 +58,9 @@ model = vivit_torch.load({folder!r})  # model(video): [b t h w c], pixels in [-1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='a file or folder of weights')
     parser.add_argument(

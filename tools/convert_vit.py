@@ -31,6 +31,7 @@ from vivit_jax import command_line, experiment, init_from
 from vivit_jax import config as config_module
 from vivit_jax.formats import Weights, own
 from vivit_jax.formats.account import Account, as_is
+from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import create_model
 
 
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('path', metavar='FILE', help='a file or folder of weights')
     parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')

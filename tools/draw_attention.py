@@ -1,6 +1,6 @@
 """Draws what one token sees in each attention of a block, for every model, as the code's own folding has it.
 
-Example:
+examples:
   python tools/draw_attention.py --output=docs/attention.png
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from vivit_jax.help_text import laid_out
 from vivit_jax.models.attention import Grid, groups
 from vivit_jax.models.patterns import ATTENTIONS, PATTERNS
 
@@ -50,7 +51,7 @@ LABELS = 25.5
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--output', default='docs/attention.png', metavar='FILE')
     path = pathlib.Path(parser.parse_args().output)

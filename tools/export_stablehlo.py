@@ -23,6 +23,7 @@ from typing import Any
 from vivit_jax import checkpoint, export, formats
 from vivit_jax.config import default_config
 from vivit_jax.formats.account import as_is
+from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import ViViT, create_model
 
 TOLERANCE = 1e-4
@@ -31,7 +32,9 @@ TOLERANCE = 1e-4
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         'checkpoint',

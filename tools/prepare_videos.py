@@ -55,11 +55,12 @@ from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.files.preparing import Job, Settings, prepare, prepare_shard, start_worker
 from vivit_jax.data.listed import ListedFiles
 from vivit_jax.data.record import Record
+from vivit_jax.help_text import laid_out
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from vivit_jax.writers import Terminal
+    from vivit_jax.telling.terminal import Terminal
 
 # Worker processes import this file as well: what brings jax is imported where it is used.
 
@@ -72,7 +73,7 @@ OF_ORIGINALS = ('source', 'root', 'csv', 'fps', 'validation_share', 'group', 'sp
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     from vivit_jax import config as config_module
-    from vivit_jax.writers import Terminal
+    from vivit_jax.telling.terminal import Terminal
 
     warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -103,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(given: list[str], beam_options: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns the options and the values of the configuration by key."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')

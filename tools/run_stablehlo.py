@@ -28,6 +28,7 @@ from vivit_jax import export
 from vivit_jax.data.files.decoding import probe, read_frames
 from vivit_jax.data.record import Record
 from vivit_jax.data.views import Views
+from vivit_jax.help_text import laid_out
 
 # Filters overshoot a little; pixels in [0, 255] or standardised ones go much further.
 SLACK = 0.01
@@ -38,7 +39,9 @@ Predictions = dict[str, list[tuple[str, float]]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=laid_out(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('folder', metavar='DIR', help='what tools/export_stablehlo.py wrote')
     parser.add_argument('clips', metavar='CLIP', nargs='+', help='a video file, or a .npy of one clip')

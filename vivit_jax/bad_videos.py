@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vivit_jax import experiment, sharding
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.record import Source
-from vivit_jax.writers import Terminal
+from vivit_jax.telling.terminal import Terminal
 
 
 class BadVideos:

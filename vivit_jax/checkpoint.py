@@ -8,6 +8,8 @@ class names, a digest of the training data, and what had not been logged yet.
 import dataclasses
 import json
 import pathlib
+import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from vivit_jax import sharding
+from vivit_jax import nearest, sharding
 
 
 class Checkpoints:
@@ -71,6 +73,25 @@ class Checkpoints:
         metrics = self._manager.metrics(step)
         return _score(metrics) if metrics else float('-inf')
 
+    def check_space(self, state: Any, keep: int) -> None:
+        """Looks whether the disk has room for the checkpoints to come.
+
+        Args:
+            state: The arrays of one, or their shapes.
+            keep: Latest checkpoints that are kept; one more is there while the next is written, and the best.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        count = max(keep + 1 + bool(self._best_metric) - len(self.steps()), 1)
+        free = shutil.disk_usage(self.folder).free
+        if free < count * size:
+            raise ValueError(
+                f'{self.folder}: {_mebibytes(free)} are free on this disk, {_mebibytes(count * size)} are needed for '
+                f'checkpoints of {_mebibytes(size)}: make room, or choose another --workdir'
+            )
+
     def save(
         self,
         step: int,
@@ -107,12 +128,9 @@ class Checkpoints:
         if metrics is None:
             return float('-inf')
         if self._best_metric not in metrics:
-            raise ValueError(
-                f'checkpoint.best_metric={self._best_metric!r} is no validation metric: choose one of '
-                f"{', '.join(metrics)}, or '' for the latest"
-            )
+            raise ValueError(no_such_metric(self._best_metric, metrics))
         value = metrics[self._best_metric]
-        return -value if self._best_metric.endswith('loss') else value
+        return -value if self._best_metric.endswith(('loss', 'error')) else value
 
     def wait(self) -> None:
         """Waits until what was started is written."""
@@ -151,6 +169,18 @@ class Checkpoints:
             ) from error
 
 
+def _mebibytes(size: int) -> str:
+    return f'{size / 2**20:,.1f} MiB'
+
+
+def no_such_metric(name: str, metrics: Iterable[str]) -> str:
+    """Says that the best checkpoint cannot be told by a metric that there is none of."""
+    return (
+        f'checkpoint.best_metric={name!r} is no validation metric: choose one of '
+        f"{', '.join(metrics)}, or '' for the latest"
+    )
+
+
 def _score(metrics: dict[str, float]) -> float:
     return metrics['score']
 
@@ -187,7 +217,7 @@ def read(path: str | pathlib.Path) -> Saved:
     """
     folder = find(pathlib.Path(path))
     if folder is None:
-        raise ValueError(f'{path}: holds no checkpoint')
+        raise ValueError(f'{path}: holds no checkpoint{nearest.hint(pathlib.Path(path))}')
     return Saved(folder, read_arrays(folder / item_to_use(folder)), read_meta(folder))
 
 

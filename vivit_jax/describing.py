@@ -27,12 +27,13 @@ def describe(config: ConfigDict, model: ViViT, params: Any, mesh: Mesh, factors:
     """
     clip = experiment.clip_shape(config)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    gflops = multiply_adds(model, clip) / 1e9
+    flops = multiply_adds(model, clip)
+    cost = f'{flops / 1e9:.3f} GFLOPs' if flops >= 1e9 else f'{flops / 1e6:.3f} MFLOPs'
     device = mesh.devices.flat[0]
     axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
     processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
     lines = {
-        'model': f'{config.model.attention}, {parameters / 1e6:.3f} M parameters, {gflops:.3f} GFLOPs '
+        'model': f'{config.model.attention}, {parameters / 1e6:.3f} M parameters, {cost} '
         f'(multiply-adds) a clip of {" x ".join(map(str, clip))}, {config.model.dtype}',
         'devices': f'{mesh.devices.size} x {device.device_kind} ({device.platform}), {axes}{processes}',
     }

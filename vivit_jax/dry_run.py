@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from vivit_jax import experiment, init_from
 from vivit_jax.data import pipeline
 from vivit_jax.data.record import Label, Record
-from vivit_jax.train import Run
-from vivit_jax.writers import Terminal, device_memory, duration
+from vivit_jax.run import Run
+from vivit_jax.telling.facts import device_memory
+from vivit_jax.telling.terminal import Terminal, duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,8 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
         terminal.say(f'{config.name}: dry run', style='bold')
         for label, text in run.describe().items():
             terminal.say(f'  {label:<9} {text}')
-        state = run.fresh_state(weights)
+        with terminal.phase('preparing the model'):
+            state = run.fresh_state(weights)
         for line in run.started:
             terminal.say(f'  {line}')
         examples: Any = experiment.evaluation_examples(config, noise, temporal_views=1, spatial_views=1)
@@ -93,7 +95,8 @@ def dry_run(config: ConfigDict, steps: int = 5) -> dict[str, float]:
         ) as batches:
             batch = next(batches)
         began = time.perf_counter()
-        step = run.step.lower(state, batch).compile()
+        with terminal.phase('compiling'):
+            step = run.step.lower(state, batch).compile()
         compile_seconds = time.perf_counter() - began
         planned = step.memory_analysis()
         temporary = planned.temp_size_in_bytes if planned else math.nan

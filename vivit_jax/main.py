@@ -15,8 +15,12 @@ modes:
   dry_run   compile and time the training step on random clips; needs no data, writes nothing
 
 exit codes:
-  0 done; 1 the loss became NaN or memory ran out; 2 a mistake in the command, the configuration or the data;
-  130, 143 stopped by Ctrl-C, a terminate signal, after saving. VIVIT_JAX_TRACEBACK=1 shows where an error arose.
+  0         done
+  1         the loss became NaN or infinite, or memory ran out
+  2         a mistake in the command, the configuration or the data: one line on stderr says which
+  130, 143  stopped by Ctrl-C or a terminate signal, after saving: the same command goes on
+
+VIVIT_JAX_TRACEBACK=1 shows where an error arose.
 """
 
 import argparse
@@ -31,6 +35,7 @@ from ml_collections import ConfigDict
 
 from vivit_jax import command_line
 from vivit_jax import config as config_module
+from vivit_jax.help_text import laid_out
 
 MODES = ('train', 'eval', 'dry_run')
 
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
     except KeyboardInterrupt:
         return _fail('stopped by SIGINT; a run goes on from its last checkpoint by the same command', 130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if traced or '\n' in str(error):
             raise
         return _fail(str(error), 2)
@@ -58,7 +63,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits the command line into its three options and the configuration's overrides."""
     parser = argparse.ArgumentParser(
         prog='python -m vivit_jax.main',
-        description=__doc__,
+        description=laid_out(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -107,14 +112,14 @@ def _run(mode: str, config: ConfigDict, workdir: str) -> int:
     # Not before the command line is understood: importing jax takes a while.
     import jax
 
-    from vivit_jax import dry_run, evaluate, train
+    from vivit_jax import closing, dry_run, evaluate, train
     from vivit_jax.signals import Stopped
 
     try:
         if mode == 'dry_run':
             dry_run.dry_run(config)
         elif mode == 'eval':
-            evaluate.evaluate(config, workdir)
+            evaluate.evaluate(config, workdir, afterwards=closing.report_evaluation)
         else:
             train.train(config, workdir)
     except Stopped as stop:
