@@ -77,6 +77,16 @@ def test_a_video_file(tool, run, tmp_path, monkeypatch):
     assert first.frames.shape == (16, 32, 32, 1)
 
 
+def test_ctrl_c_is_told_in_a_word(tool, run, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, 'examine', interrupted)
+    assert tool.main(['test:3', f'--checkpoint={run}', f'--output={tmp_path / "sheets"}']) == 130
+    assert capsys.readouterr() == ('', 'stopped\n')
+    assert not list(tmp_path.iterdir())
+
+
 def record_of(run, name):
     return vivit_jax.load(run).open([name])[0]
 
@@ -108,6 +118,7 @@ def test_what_is_shown(tool, run):
         (['test:0', 'test:1', '--output=one.png'], '--output=one.png: one file for 2 clips'),
         (['test:0', '--animation=clip.webm'], '--animation=clip.webm: write gif or mp4'),
         (['nowhere.mp4'], 'nowhere.mp4'),
+        (['no\x1bwhere.mp4'], 'there is no no\ufffdwhere.mp4'),
     ],
 )
 def test_mistakes_are_told_in_a_line(tool, run, tmp_path, monkeypatch, capsys, arguments, told):

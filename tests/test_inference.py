@@ -128,6 +128,22 @@ def test_the_runs_own_data(model):
             model.open([name])
     with pytest.raises(ValueError, match=r'there is no nothing\.mp4'):
         model.open(['nothing.mp4'])
+    with pytest.raises(ValueError, match=r'no videos are named'):
+        model.open([])
+
+
+def test_of_nothing_readable_there_is_nothing(model, tmp_path):
+    (tmp_path / 'empty.mp4').write_bytes(b'')
+    source = model.open([str(tmp_path / 'empty.mp4')])
+    assert len(source) == 0
+    assert list(model.predictions(source)) == list(model.featured(source)) == []
+    with pytest.raises(ValueError, match=r'empty\.mp4: is empty \(0 bytes\)'):
+        model.predict(tmp_path / 'empty.mp4')
+
+
+def test_there_is_at_least_one_view(model):
+    with pytest.raises(ValueError, match=r'views=\(0, 1\): at least one clip and one crop make a view'):
+        model.predict(np.zeros((20, 32, 32, 1), np.uint8), views=(0, 1))
 
 
 def test_from_anywhere(run, model, tmp_path, monkeypatch):
@@ -215,4 +231,7 @@ def test_a_drawn_split_is_the_runs(run, monkeypatch):
     monkeypatch.setattr(evaluate, 'keep_drawn', lambda folder, looking: asked.append((folder, looking)))
     looking = Examination()
     vivit_jax.load(run).open(['test:0'], looking=looking)
-    assert asked == [(run, looking)]
+    # From inside the folder as well, where the name of a step says nothing of it.
+    monkeypatch.chdir(run / 'checkpoints')
+    vivit_jax.load('10').open(['test:0'], looking=looking)
+    assert asked == [(run, looking)] * 2

@@ -289,6 +289,10 @@ def test_what_cannot_be_read_is_named(run, videos, command, tmp_path):
         (['list.csv', '--output=list.csv'], 'list.csv is to be read and to be written: choose another file'),
         (['test', '--top=-1'], '--top=-1, --batch_size=0: must not be below 0'),
         (
+            ['test', '--config.data.workers=2'],
+            '--config.data.workers=2: predict reads in this process alone; set --config.data.threads',
+        ),
+        (
             ['test', '--features=f.npz', '--csv'],
             '--features predicts no classes: leave out --json, --csv, --output and --timeline',
         ),

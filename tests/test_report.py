@@ -238,6 +238,13 @@ def test_a_chart_shows_the_numbers_it_is_given():
             assert (slope > 0) == (axis == 0)  # y grows downwards
 
 
+def test_around_a_single_step_there_are_no_broken_ones():
+    chart = charts.lines([charts.Line('train', ((10.0, 0.5),), 0)], title='Loss')
+    told = re.findall(r'>([^<>\s]+)</text>', chart.markup)
+    assert told[0] == '10'
+    assert told[1] == 'step'
+
+
 def test_a_reliability_diagram_shows_its_bins():
     bins = [numbers.Bin(10, 0.3, 0.2), numbers.Bin(90, 0.9, 0.8)]
     chart = charts.reliability(bins, title='')
@@ -649,6 +656,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     [
         (['nowhere'], 'nowhere is no workdir: there is no such folder'),
         (['.'], '. is no workdir: it has no config.json'),
+        (['run/config.json'], 'run/config.json is no workdir: it is a file'),
         (['run', 'run/'], 'run is given twice'),
         (
             ['run', '--output=nowhere/report.html'],

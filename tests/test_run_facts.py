@@ -168,6 +168,15 @@ def test_the_summary_is_one_line(tmp_path):
     assert 'MFU' not in session(tmp_path, spent).summary()
 
 
+def test_a_peak_that_was_surpassed_is_none(tmp_path):
+    spent = Spent(laps=[Lap(40, 2.0, 0.5)])
+    facts = session(tmp_path, spent, peak=Peak(1.9e9, 'measured matmul'))
+    found = facts.facts()
+    assert found['model_flops_per_second'] == 1.92e9
+    assert (found['mfu'], found['peak_flops'], found['peak_flops_source']) == (None, None, None)
+    assert 'MFU' not in facts.summary()
+
+
 def test_the_commit_is_that_of_the_packages_repository(tmp_path, monkeypatch):
     package = tmp_path / 'clone' / 'vivit_jax'
     package.mkdir(parents=True)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from conftest import load_tool
 
-from vivit_jax import experiment
+from vivit_jax import drawing, experiment
 from vivit_jax.config import load
 from vivit_jax.data.moving_digits import MovingDigits
 from vivit_jax.data.record import UnreadableExample
@@ -147,16 +147,6 @@ def test_labels(tool):
     assert tool.describe(config, source, (0.0,) * 8) == 'no label'
 
 
-def test_pixels_of_any_kind(tool):
-    grey = np.array([[[0], [7], [255]]], np.uint8)
-    np.testing.assert_array_equal(tool.to_rgb(grey), np.repeat(grey, 3, -1))
-    scaled = np.array([[[-1.0], [0.2], [1.0], [3.0]]], np.float32)
-    np.testing.assert_array_equal(tool.to_rgb(scaled)[0, :, 1], [0, 153, 255, 255])
-    colours = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    np.testing.assert_array_equal(tool.to_rgb(colours), colours)
-    np.testing.assert_array_equal(tool.to_rgb(np.stack([grey[..., 0]] * 2, -1)), np.repeat(grey, 3, -1))
-
-
 @pytest.mark.parametrize('clips', [1, 3])
 def test_pictures_hold_the_frames(tool, tmp_path, capsys, clips):
     path = tmp_path / 'new' / 'sheet.png'
@@ -194,8 +184,8 @@ def test_slices_lie_in_two_lines(tool, tmp_path):
     assert {y for _, y in second} == {first[0][1] + 84 + 2 * tool.GAP}
     assert [x for x, _ in first] == [x for x, _ in second] == sorted({x for x, _ in places})
     # Of more than there is room for some are shown, and how many is said.
-    figure = tool.draw([tool.Block('ill', 'scan', [[tool.Strip('seen', many)]])], 'one', 'two', tool.SLICE)
-    assert 'seen, 24 shown' in [text.get_text() for text in figure.texts]
+    sheet = tool.draw([tool.Block('ill', 'scan', [[tool.Strip('seen', many)]])], 'one', 'two', tool.SLICE)
+    assert 'seen, 24 shown' in [text.get_text() for text in sheet.figure.texts]
 
 
 def test_any_name_fits_on_the_sheet(tool, tmp_path):
@@ -204,14 +194,14 @@ def test_any_name_fits_on_the_sheet(tool, tmp_path):
     blocks = [tool.Block(name[:90], name, [[strip]]) for name in names]
     path = tmp_path / 'names.png'
     tool._write(path, blocks, 'x' * 900, 'y' * 900, tool.ALONE)
-    figure = tool.draw(blocks[-1:], 'one', 'two', tool.ALONE)
-    width = figure.get_size_inches()[0] * 72
+    sheet = tool.draw(blocks[-1:], 'one', 'two', tool.ALONE)
+    figure = sheet.figure
     texts = {text.get_text(): text for text in figure.texts}
     (name,) = (text for text in texts if text.endswith('.mp4'))
     assert name.startswith('ää')
     assert '…' in name
-    end = texts[name].get_window_extent(figure.canvas.get_renderer()).x1 / tool.SCALE
-    assert end <= width - tool.MARGIN + 1
+    end = texts[name].get_window_extent(figure.canvas.get_renderer()).x1 / drawing.SCALE
+    assert end <= sheet.width - tool.MARGIN + 1
     height, wide, _ = cv2.imread(str(path)).shape
     assert wide < 3000
     assert height > 500

@@ -115,6 +115,17 @@ def test_the_time_of_a_phase_is_reckoned_from_what_was_done(onto, monkeypatch):
     assert drawn(terminal, 80)[0].endswith('25%  ETA 0:00:30')
 
 
+def test_the_time_of_a_phase_is_not_known_when_it_is_first_heard_of(onto, monkeypatch):
+    now = time.monotonic()
+    terminal = onto(io.StringIO(), is_terminal=True)
+    monkeypatch.setattr(module.time, 'monotonic', lambda: now)
+    terminal.bar('validating', 1, 4)
+    assert drawn(terminal, 80)[0].endswith('25%')
+    now += 10.0
+    terminal.bar('validating', 2, 4)
+    assert drawn(terminal, 80)[0].endswith('50%  ETA 0:00:20')
+
+
 def test_what_is_said_stays_and_the_live_lines_go(onto):
     stream = io.StringIO()
     with onto(stream, is_terminal=True, width=80) as terminal:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tiny import DIGITS, SETTINGS, options
 from vivit_jax import closing, evaluate, sharding, train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.config import load
+from vivit_jax.telling.terminal import Terminal
 
 TINY = SETTINGS | {
     'model.dropout_rate': '0.1',
@@ -192,6 +194,11 @@ def test_evaluating_again_gives_the_same(uninterrupted):
     assert evaluate.evaluate(tiny(), folder) == report
 
 
+def test_there_is_a_split_to_evaluate(uninterrupted):
+    with pytest.raises(ValueError, match=r'data\.test_splits=\(\): name a split to evaluate'):
+        evaluate.evaluate(tiny(data__test_splits='()'), uninterrupted[0])
+
+
 def test_how_it_was_trained_is_the_checkpoints_to_tell(uninterrupted):
     """The moving average is evaluated although the command does not mention it, as are the best metric and loss."""
     folder, report = uninterrupted
@@ -351,6 +358,19 @@ def test_a_run_ends_with_its_report_and_says_what_is_next(uninterrupted, tmp_pat
     assert f'next: python -m vivit_jax.predict test:0-4 --checkpoint={folder}' in lines
     assert any(line.startswith('took 0:00:') and 'clips/s' in line and 'MFU' in line for line in lines)
     assert [each['exit'] for each in facts_of(folder)['sessions']] == ['done', 'done']
+
+
+def test_what_is_next_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "it's mine"
+    with Terminal() as terminal:
+        closing.say_next(folder, terminal, 'validation', 1)
+    lines = capsys.readouterr().out.splitlines()
+    words = [shlex.split(line.removeprefix('next:')) for line in lines[:2]]
+    options = ['validation:0', f'--checkpoint={folder}']
+    assert words == [
+        ['python', '-m', 'vivit_jax.predict', *options],
+        ['python', 'tools/attention.py', *options],
+    ]
 
 
 def test_a_report_that_fails_fails_no_run(uninterrupted, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ examples:
 
 import argparse
 import difflib
+import math
 import pathlib
 import re
 import sys
@@ -33,6 +34,7 @@ from vivit_jax.data.record import Record, UnreadableExample
 from vivit_jax.help_text import laid_out
 from vivit_jax.inference import Prediction, Predictor
 from vivit_jax.models.embed import sample_frames
+from vivit_jax.predict.files import printable
 
 FPS = 8
 
@@ -50,16 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             look = examine(model, record, label, fusion=fusion, which=which, view=parsed.view)
             sheet.parent.mkdir(parents=True, exist_ok=True)
             attention_sheet.draw(look).write(sheet)
-            print(
-                f'{sheet}: {", ".join(f"{name} {100 * p:.1f} %" for _, top in look.answers for name, p in top[:1])}'
-            )
+            said = ', '.join(f'{name} {100 * p:.1f} %' for _, top in look.answers for name, p in top[:1])
+            views = math.prod(model.views)
+            alone = f' (this clip alone; predict averages {views})' if said and views > 1 else ''
+            print(f'{sheet}: {said}{alone}')
             if animation:
                 animation.parent.mkdir(parents=True, exist_ok=True)
                 write = drawing.write_gif if animation.suffix == '.gif' else drawing.write_mp4
                 write(animation, attention_sheet.animate(look), FPS)
                 print(f'{animation}: {len(look.frames)} frames')
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        return 130
     except (ValueError, OSError, ImportError, UnreadableExample) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     return 0
 

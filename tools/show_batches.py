@@ -19,18 +19,17 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
 from vivit_jax import command_line, experiment
 from vivit_jax import config as config_module
 from vivit_jax.data.record import Label, Record, Source
+from vivit_jax.drawing import PALE, Sheet, fit
 from vivit_jax.help_text import laid_out
 
-INK, PALE, LINE, PAPER = '#212529', '#6c757d', '#dee2e6', '#ffffff'
-SCALE = 2  # pixels a point: lengths below are points, as the screens that pictures are looked at have them
-# Heights of a frame: one strip in a row, several, and slices, which are small and of which many are worth a look.
+# Lengths are points. Heights of a frame: one strip in a row, several, and slices, which are small and of which many
+# are worth a look.
 ALONE, BESIDE, SLICE = 96, 64, 48
 LINES = {SLICE: 2}  # of frames of a strip, by their height, where it is more than one
 WIDEST = 4 / 3  # of a frame's width to its height
@@ -239,19 +238,15 @@ def _unit(config: ConfigDict) -> str:
 
 def _write(path: pathlib.Path, blocks: list[Block], heading: str, explanation: str, cell: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph .* missing')  # a name's letters that no font here has
-        draw(blocks, heading, explanation, cell).savefig(path, dpi=72 * SCALE)
+    draw(blocks, heading, explanation, cell).write(path)
     print(f'{path}: {explanation}')
     wide = max(len(block.label) for block in blocks)
     for number, block in enumerate(blocks, start=1):
         print(f'  {number:2}  {block.label:{wide}}  {block.name}')
 
 
-def draw(blocks: Sequence[Block], heading: str, explanation: str, cell: int) -> Any:
-    """Returns the figure: the blocks, in one column or two."""
-    from matplotlib import figure as figures
-
+def draw(blocks: Sequence[Block], heading: str, explanation: str, cell: int) -> Sheet:
+    """Returns the sheet: the blocks, in one column or two."""
     cells = _cells(blocks, cell)
     widths = [_width(block, cells) for block in blocks]
     columns = 2 if len(blocks) > 1 and max(widths) <= 1.3 * STRIP else 1
@@ -260,17 +255,16 @@ def draw(blocks: Sequence[Block], heading: str, explanation: str, cell: int) -> 
     lines = [max(heights[start : start + columns]) for start in range(0, len(blocks), columns)]
     width = 2 * MARGIN + columns * block_width + (columns - 1) * MARGIN
     height = 2 * MARGIN + HEADING + sum(lines) + (len(lines) - 1) * MARGIN
-    figure = figures.Figure(figsize=(width / 72, height / 72), dpi=72 * SCALE, facecolor=PAPER)
-    canvas = _Canvas(figure, height)
-    canvas.text(MARGIN, MARGIN, heading, width - 2 * MARGIN, size=17, weight='bold')
-    canvas.text(MARGIN, MARGIN + 24, explanation, width - 2 * MARGIN, size=11, color=PALE)
+    sheet = Sheet(width, height)
+    sheet.text(MARGIN, MARGIN, heading, width - 2 * MARGIN, size=17, weight='bold')
+    sheet.text(MARGIN, MARGIN + 24, explanation, width - 2 * MARGIN, size=11, color=PALE)
     top = MARGIN + HEADING
     for start, line in zip(range(0, len(blocks), columns), lines, strict=True):
         for column, block in enumerate(blocks[start : start + columns]):
             left = MARGIN + column * (block_width + MARGIN)
-            _draw_block(canvas, block, start + column + 1, left, top, block_width, cells)
+            _draw_block(sheet, block, start + column + 1, left, top, block_width, cells)
         top += line + MARGIN
-    return figure
+    return sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,10 +278,7 @@ class _Cells:
 
     def fit(self, sides: tuple[int, int]) -> tuple[int, int]:
         """Returns (height, width) of a frame of so many pixels; small ones at whole multiples of a pixel."""
-        scale = min(self.height / sides[0], self.width / sides[1]) * SCALE
-        scale = int(scale) if scale > 2 else scale
-        height, width = (max(round(side * scale), 1) for side in sides)
-        return -(-height // SCALE), -(-width // SCALE)
+        return fit(sides, (self.height, self.width))
 
     def count(self, strip: Strip) -> int:
         """Returns how many frames of a strip are shown."""
@@ -321,85 +312,26 @@ def _width(block: Block, cells: _Cells) -> int:
 
 
 def _draw_block(
-    canvas: '_Canvas', block: Block, number: int, left: int, top: int, width: int, cells: _Cells
+    sheet: Sheet, block: Block, number: int, left: int, top: int, width: int, cells: _Cells
 ) -> None:
-    canvas.line(left, top - 7, width)
-    used = canvas.text(left, top, f'{number}', 40, size=12, color=PALE) + 8
-    used += canvas.text(left + used, top, block.label, (width - used) * 0.6, size=12, weight='bold') + 8
-    canvas.text(left + used, top, block.name, width - used, size=11, color=PALE)
+    sheet.line(left, top - 7, width)
+    used = sheet.text(left, top, f'{number}', 40, size=12, color=PALE) + 8
+    used += sheet.text(left + used, top, block.label, (width - used) * 0.6, size=12, weight='bold') + 8
+    sheet.text(left + used, top, block.name, width - used, size=11, color=PALE)
     top += TITLE
     for row in block.rows:
         x = left
         for strip in row:
             count, size = cells.count(strip), cells.fit(strip.frames.shape[1:3])
             shown = f', {count} shown' if count < len(strip.frames) and len(row) == 1 else ''
-            canvas.text(x, top, strip.caption + shown, cells.strip_width(strip), size=10, color=PALE)
+            sheet.text(x, top, strip.caption + shown, cells.strip_width(strip), size=10, color=PALE)
             chosen = np.linspace(0, len(strip.frames) - 1, count).round().astype(int)
             for place, frame in enumerate(strip.frames[chosen]):
                 line, column = divmod(place, cells.frames)
                 left_edge, top_edge = x + column * (cells.width + GAP), top + CAPTION + line * (size[0] + GAP)
-                canvas.picture(left_edge, top_edge, frame, size)
+                sheet.picture(left_edge, top_edge, frame, size)
             x += cells.strip_width(strip) + 4 * GAP
         top += cells.row_height(row)
-
-
-class _Canvas:
-    """Places text and pictures on a figure by points from its upper left corner."""
-
-    def __init__(self, figure: Any, height: int):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        self._figure, self._height = figure, height
-        self._renderer: Any = FigureCanvasAgg(figure).get_renderer()
-
-    def text(self, x: float, y: float, text: str, room: float, **style: Any) -> float:
-        """Writes a line no wider than `room`, shortened in its middle where need be; returns its width."""
-        text = ''.join(letter if letter.isprintable() else '\N{REPLACEMENT CHARACTER}' for letter in text)
-        artist = self._figure.text(
-            x * SCALE,
-            (self._height - y) * SCALE,
-            text,
-            transform=None,
-            va='top',
-            color=style.pop('color', INK),
-            parse_math=False,
-            **style,
-        )
-        kept = len(text)
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Glyph .* missing')
-            while (width := artist.get_window_extent(self._renderer).width / SCALE) > room and kept > 2:
-                kept = max(min(kept - 1, int(kept * room / width)), 2)
-                artist.set_text(text[: kept // 2] + '…' + text[-(kept - kept // 2) :])
-        return width
-
-    def line(self, x: float, y: float, width: float) -> None:
-        """Draws a hairline to the right."""
-        from matplotlib.lines import Line2D
-
-        ends = [x * SCALE, (x + width) * SCALE], [(self._height - y) * SCALE] * 2
-        self._figure.add_artist(Line2D(*ends, color=LINE, linewidth=0.8, transform=None))
-
-    def picture(self, x: float, y: float, frame: np.ndarray, size: tuple[int, int]) -> None:
-        """Places a frame `[h w c]`, uint8 or float32 in [-1, 1], (height, width) as `size` says."""
-        pixels = to_rgb(frame)
-        height, width = (side * SCALE for side in size)
-        grows = height >= pixels.shape[0]
-        if grows and height >= 2 * pixels.shape[0]:
-            times = min(height // pixels.shape[0], width // pixels.shape[1])
-            pixels = pixels.repeat(times, 0).repeat(times, 1)
-        else:
-            how = cv2.INTER_LINEAR if grows else cv2.INTER_AREA
-            pixels = cv2.resize(pixels, (width, height), interpolation=how)
-        # Places count from below.
-        self._figure.figimage(pixels, x * SCALE, (self._height - y) * SCALE - len(pixels))
-
-
-def to_rgb(frame: np.ndarray) -> np.ndarray:
-    """Returns a frame `[h w c]` as uint8 RGB; of other than 3 channels the first is shown, in grey."""
-    if frame.dtype != np.uint8:
-        frame = np.clip((frame.astype(np.float32) + 1) * 127.5, 0, 255).round().astype(np.uint8)
-    return np.ascontiguousarray(frame if frame.shape[-1] == 3 else frame[..., :1].repeat(3, -1))
 
 
 if __name__ == '__main__':

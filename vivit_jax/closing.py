@@ -1,6 +1,7 @@
 """The end of a run: its report, and what to do next."""
 
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ def write_report(
     except Exception as error:
         words = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
         terminal.say(
-            f'warning: the report was not written ({words}); python -m vivit_jax.report {folder} tries again'
+            f'warning: the report was not written ({words}); '
+            f'python -m vivit_jax.report {shlex.quote(str(folder))} tries again'
         )
         return
     terminal.say(f'report: {path}', style='bold')
@@ -62,8 +64,9 @@ def report_evaluation(
 def say_next(folder: pathlib.Path, terminal: Terminal, split: str, count: int) -> None:
     """Says what can be done with a trained model and the `count` examples of a split, in commands that work so."""
     some = f'{split}:0-{min(count, 5) - 1}' if count > 1 else f'{split}:0'
-    terminal.say(f'next: python -m vivit_jax.predict {some} --checkpoint={folder}', is_command=True)
-    terminal.say(f'      python tools/attention.py {some} --checkpoint={folder}', is_command=True)
+    checkpoint = shlex.quote(f'--checkpoint={folder}')
+    terminal.say(f'next: python -m vivit_jax.predict {some} {checkpoint}', is_command=True)
+    terminal.say(f'      python tools/attention.py {some} {checkpoint}', is_command=True)
     terminal.say(
         '      the same command with --mode=eval evaluates again, with other views where told', indent=6
     )

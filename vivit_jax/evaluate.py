@@ -110,7 +110,14 @@ def batches_of(
 
     Yields:
         What the step returns for the examples of a batch that could be read, on the host.
+
+    Raises:
+        ValueError: If there are to be no views; one line.
     """
+    if min(views) < 1:
+        raise ValueError(f'views={views}: at least one clip and one crop make a view')
+    if not len(source):
+        return
     # The batch is counted in clips, so that memory does not depend on the views.
     devices = mesh.devices.size
     mirrored = experiment.mirrored_axes(config) if mirror else ()
@@ -306,10 +313,12 @@ def evaluate(
         Metrics by split, as in `eval.json`.
 
     Raises:
-        ValueError: If there is no checkpoint, or it is of another model or data; one line.
+        ValueError: If there is no checkpoint, it is of another model or data, or no split is named; one line.
     """
     folder = pathlib.Path(workdir)
     experiment.check(config)
+    if not config.data.test_splits:
+        raise ValueError('data.test_splits=(): name a split to evaluate, as --config.data.test_splits=test')
     if not (folder / 'checkpoints').is_dir():
         raise ValueError(_untrained(folder))
     mesh = sharding.make_mesh(config.sharding.fsdp)

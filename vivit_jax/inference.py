@@ -219,7 +219,7 @@ class Predictor:
         examples: Any = experiment.evaluation_examples(
             self.config, One(record), temporal_views=1, spatial_views=1
         )
-        return dataclasses.replace(examples.views, mirrored=())(record)
+        return examples.views(record)
 
     def open(
         self,
@@ -230,7 +230,8 @@ class Predictor:
         looking: Examination | None = None,
     ) -> Source:
         """Opens videos, folders, tables, or examples of the run's own data; see `inputs.open_inputs`."""
-        workdir = None if self.step is None else self.folder.parent.parent
+        # Absolute, since the folder may have been named from inside the workdir.
+        workdir = None if self.step is None else self.folder.absolute().parent.parent
         return inputs.open_inputs(
             self.config, names, window=window, every=every, workdir=workdir, looking=looking
         )

@@ -38,8 +38,11 @@ def open_inputs(
         looking: How files are looked into.
 
     Raises:
-        ValueError: If there is nothing of a name, or windows are asked of the run's own data; one line.
+        ValueError: If nothing is named, there is nothing of a name, or windows are asked of the run's own data; one
+            line.
     """
+    if not names:
+        raise ValueError('no videos are named: give at least one file, folder, table or split')
     looking = looking or experiment.examination(config)
     data = config.data
     volumes = {**data.volumes.to_dict(), 'clip': experiment.seen_of_volumes(config)}

@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from vivit_jax import command_line
 from vivit_jax import config as config_module
 from vivit_jax.help_text import laid_out
+from vivit_jax.signals import lasting_interrupts
 
 MODES = ('train', 'eval', 'dry_run')
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config_module.load(parsed.config, overrides)
         if parsed.distributed:
             _join(parsed.distributed)
-        return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
+        with lasting_interrupts():
+            return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
     except KeyboardInterrupt:
         return _fail('stopped by SIGINT; a run goes on from its last checkpoint by the same command', 130)
     except (ValueError, OSError, ImportError) as error:
@@ -145,5 +147,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _leave(code: int) -> None:
+    """Ends the process: at once where it was interrupted alone, as threads left behind can crash the interpreter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 130 and not any(argument.startswith('--distributed') for argument in sys.argv):
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    _leave(main())

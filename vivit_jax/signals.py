@@ -3,9 +3,12 @@
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+AGAIN = 0.1  # seconds until an interruption that went astray comes again
 
 
 class Stopped(Exception):
@@ -43,3 +46,26 @@ def caught_signals() -> Iterator[list[int]]:
         yield caught
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def lasting_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C come again if its KeyboardInterrupt arose where Python ignores exceptions.
+
+    Such a place is jax's callback of the garbage collector, where a program is often while it traces a model.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        # Not at once: it would be ignored as well.
+        main = threading.main_thread().ident
+        threading.Timer(AGAIN, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -117,6 +117,8 @@ class EvaluationExamples:
                 mask = False
                 continue
             return _example(video, self.source[within].label, within, mask=mask)
+        if attempt == 0:
+            raise ValueError(f'{record.name} cannot be read: {cause}')
         raise ValueError(
             f'{attempt + 1} examples of {self.split!r} in a row cannot be read, the last: {cause}'
         )

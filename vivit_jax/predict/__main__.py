@@ -47,6 +47,7 @@ from vivit_jax.help_text import laid_out
 from vivit_jax.predict import timeline
 from vivit_jax.predict.files import FORMS, FeatureWriter, Row, RowWriter, printable
 from vivit_jax.predict.terminal import Printed, Progress, show
+from vivit_jax.signals import lasting_interrupts
 
 if TYPE_CHECKING:  # importing jax takes a while, and --help needs none
     from vivit_jax.inference import Prediction, Predictor
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traced = os.environ.get('VIVIT_JAX_TRACEBACK')
     try:
         _check(options)
-        return predict(options, overrides)
+        with lasting_interrupts():
+            return predict(options, overrides)
     except KeyboardInterrupt:
         return _fail('stopped', 130)
     except BrokenPipeError:
@@ -157,6 +159,11 @@ def predict(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         ValueError: If there is a mistake in the options; one line.
     """
     views = _views(options.views)
+    if (workers := overrides.get('data.workers', '0')) != '0':
+        # Which files another process could not read would not be known in this one.
+        raise ValueError(
+            f'--config.data.workers={workers}: predict reads in this process alone; set --config.data.threads'
+        )
     notes = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     out = rich.console.Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     with Progress(out if out.is_terminal else notes) as progress:
@@ -169,7 +176,8 @@ def predict(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         for name, cause in source.bad:
             _fail(f'{name}: {cause}', 1)
         watched = _watched(model, source)
-        clips = len(source) * math.prod(views or model.views)
+        mirrors = 2 ** len(experiment.mirrored_axes(model.config))
+        clips = len(source) * math.prod(views or model.views) * mirrors
         phase = 'computing features' if options.features else 'predicting'
         counted = progress.counter(phase, examples=len(source), clips=clips)
         running = {'views': views, 'batch_size': options.batch_size, 'on_batch': counted}

@@ -8,7 +8,7 @@ examples:
 A run writes its report at its end by itself. Of a run under way, or stopped, there is a report as well.
 
 exit codes:
-  0 the report is written; 2 a mistake in the command, or a folder that is no workdir
+  0 the report is written; 2 a mistake in the command, or a folder that is no workdir; 130 stopped by Ctrl-C
 """
 
 import argparse
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folders = [pathlib.Path(folder) for folder in parsed.workdirs]
         path = report.write(folders, parsed.output, clips=not parsed.no_clips)
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

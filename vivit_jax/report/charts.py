@@ -199,7 +199,8 @@ def _colour(series: int) -> str:
 def _ticks(number: int) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(number, integer=True)
+    # One is enough: around a single step there are no others.
+    return MaxNLocator(number, integer=True, min_n_ticks=1)
 
 
 def _count(value: float, place: int | None = None) -> str:

@@ -219,7 +219,8 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
     """Reads `config.json`, without which a folder is no workdir."""
     path = folder / 'config.json'
     if not path.is_file():
-        there = 'there is no such folder' if not folder.is_dir() else 'it has no config.json'
+        there = 'it has no config.json' if folder.is_dir() else 'there is no such folder'
+        there = 'it is a file' if folder.is_file() else there
         raise ValueError(f'{folder} is no workdir: {there}{nearest.hint(folder)}')
     try:
         found = config_module.flatten(json.loads(path.read_text(encoding='utf-8')))

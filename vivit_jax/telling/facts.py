@@ -155,16 +155,18 @@ class RunFacts:
         seconds = earlier + trained
         rate = (before.get('clips_per_second', 0.0) * earlier + clips) / seconds if seconds else 0.0
         flops = 3 * 2 * self._model['multiply_adds_per_clip'] * rate
+        # A peak that was surpassed is none: it was measured while something else was using the machine.
+        peak = self._peak if self._peak and flops <= self._peak.flops else None
         return {
             'train_seconds': seconds,
             'compile_seconds': before.get('compile_seconds', 0.0) + sum(spent.compiling),
             'evaluate_seconds': before.get('evaluate_seconds', 0.0) + sum(spent.validating + spent.testing),
             'clips_per_second': rate,
             'data_wait': (before.get('data_wait', 0.0) * earlier + waited) / seconds if seconds else 0.0,
-            'peak_flops': self._peak.flops if self._peak else None,
-            'peak_flops_source': self._peak.source if self._peak else None,
+            'peak_flops': peak.flops if peak else None,
+            'peak_flops_source': peak.source if peak else None,
             'model_flops_per_second': flops,
-            'mfu': flops / self._peak.flops if self._peak else None,
+            'mfu': flops / peak.flops if peak else None,
         }
 
     def _memory(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class _Phase:
     """A phase that goes on: how much of it is done, or nothing of that where nobody can tell."""
 
     began: float
+    begun_with: int = 0  # done already when it was first heard of
     done: int = 0
     total: int | None = None
     seconds_left: float = math.nan
@@ -121,9 +122,10 @@ class Terminal:
             seconds_left: Told beside the bar; None reckons with what was done so far.
         """
         now = time.monotonic()
-        state = self._phases.setdefault(phase, _Phase(now))
+        state = self._phases.setdefault(phase, _Phase(now, done))
         if seconds_left is None:
-            seconds_left = (now - state.began) / done * (total - done) if done else math.nan
+            since = done - state.begun_with
+            seconds_left = (now - state.began) / since * (total - done) if since else math.nan
         state.done, state.total, state.seconds_left = done, total, seconds_left
         if done >= total:
             del self._phases[phase]

@@ -1,0 +1,36 @@
+"""Ctrl-C where Python would lose it."""
+
+import sys
+import time
+
+import pytest
+
+from vivit_jax.signals import lasting_interrupts
+
+
+class Deaf:
+    """What is raised while it goes away is ignored, as in a callback of the garbage collector."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_an_interruption_that_is_ignored_comes_again():
+    before = sys.unraisablehook
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), lasting_interrupts():  # noqa: PT012
+        Deaf(KeyboardInterrupt())
+        time.sleep(30)
+    assert time.monotonic() - began < 20
+    assert sys.unraisablehook is before
+
+
+def test_other_errors_are_told_as_before(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda unraisable: told.append(unraisable.exc_type))
+    with lasting_interrupts():
+        Deaf(ValueError())
+    assert told == [ValueError]
