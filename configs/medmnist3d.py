@@ -17,8 +17,8 @@ The argument is SET or SET/SIZE:
 
 SIZE is 28 voxels along an axis, or 64: tokens then are cubes of 8 voxels, 512 of them.
 
-Expected, over seeds 0 and 1: test AUC and accuracy of 0.827 and 0.812 on adrenal (best official ones 0.839 and 0.802),
-0.644 and 0.383 on fracture (best 0.750 and 0.517). The other sets are not measured.
+Expected, over seeds 0 and 1: test AUC and accuracy of 0.827 and 0.812 on adrenal (best official ones 0.839 and
+0.802), 0.644 and 0.383 on fracture (best 0.750 and 0.517). The other sets are not measured.
 Hardware and time: one core of a shared CPU, 16 minutes on adrenal, 14 on fracture.
 Data: `SETmnist3d.npz`, or `SETmnist3d_64.npz`, of MedMNIST v2 in ROOT; with the package medmnist installed it is
 downloaded.

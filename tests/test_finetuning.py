@@ -21,6 +21,7 @@ from vivit_jax.learning_rates import groups, learning_rate_factors, scale_update
 from vivit_jax.models.cost import multiply_adds
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 from vivit_jax.telling.terminal import Terminal
+from vivit_jax.train_step import train_step
 
 PLAIN = {'train': 'all', 'freeze': '', 'layer_decay': 1.0, 'head_rate': 1.0}
 SMALL = {
@@ -278,7 +279,7 @@ def step_of(model, factors, name='adam', mode='l2'):
     """A training step with everything that could move a parameter, and the optimiser."""
     optimizer = scale_updates(optimizer_of(name, mode, optax.constant_schedule(0.1)), lambda _: factors)
     step = functools.partial(
-        train.train_step,
+        train_step,
         model=model,
         optimizer=optimizer,
         loss='softmax',

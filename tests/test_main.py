@@ -212,7 +212,7 @@ def test_memory_that_runs_out_is_said_in_words(monkeypatch, capsys, tmp_path):
 def test_an_interrupted_evaluation_ends_in_one_line(monkeypatch, capsys, tmp_path):
     from vivit_jax import evaluate
 
-    def interrupt(config, workdir):
+    def interrupt(config, workdir, afterwards):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, 'evaluate', interrupt)

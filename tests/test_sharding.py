@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from vivit_jax import create_model, sharding
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
-from vivit_jax.train import create_state, train_step
+from vivit_jax.train_step import create_state, train_step
 
 
 @pytest.mark.parametrize('fsdp', [1, 2, 4, 8])

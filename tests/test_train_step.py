@@ -11,7 +11,7 @@ import pytest
 
 from vivit_jax.models.vivit import create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
-from vivit_jax.train import TrainState, train_step
+from vivit_jax.train_step import TrainState, train_step
 
 # Both sides compute in float32 but sum in another order, which turns the last bits of a number near 1 (6e-8 each;
 # seen: 4e-7 in losses and norms, 1.2e-7 in parameters). The steps move parameters by more than 1e-2.

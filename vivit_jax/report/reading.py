@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from vivit_jax import nearest
 from vivit_jax.data.bad_files import COLUMNS as BAD_COLUMNS
 from vivit_jax.medical_metrics import probabilities
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a row of a confusion matrix, or a long name
 Scores = tuple[np.ndarray, np.ndarray]
 
 
