@@ -156,6 +156,7 @@ def test_a_file_that_cannot_be_written_fails_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', full)
     with pytest.warns(UserWarning, match=r'run.json cannot be written: No space left on device'):
         session(tmp_path, Spent()).write()
+    assert not (tmp_path / 'run.json').exists()
 
 
 def test_the_summary_is_one_line(tmp_path):

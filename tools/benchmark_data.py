@@ -8,8 +8,8 @@ Three tables:
   stages      processor time of a clip: opening, seeking and decoding, conversion to RGB, resize, crop and mirroring,
               making a batch, putting it on the device; and colours and RandAugment, each as if on for every clip.
   in all      batches as training gets them, in threads and worker processes: clips a second, cores in use, the most
-              memory beside what the program holds before it reads; an estimate of it, of clips that wait and are
-              made, which is no bound, as libraries hold some tens of MiB a thread; and a worker's memory in all.
+              memory beside what the program holds before it reads, an estimate of it (no bound, as libraries hold
+              some tens of MiB a thread), and a worker's memory in all.
 
 examples:
   python tools/benchmark_data.py --videos=FOLDER
@@ -93,9 +93,7 @@ def main() -> None:
     what.add_argument('--config', metavar='FILE', help='experiment whose training data is read')
     what.add_argument('--videos', metavar='FOLDER', help='folder of videos, searched at any depth')
     parser.add_argument('--threads', type=_numbers, default=(1, 2), metavar='N,N', help='that read (1,2)')
-    parser.add_argument(
-        '--workers', type=_numbers, default=(0, 1, 2), metavar='N,N', help='processes (0,1,2)'
-    )
+    parser.add_argument('--workers', type=_numbers, default=(0, 1, 2), metavar='N,N', help='processes: 0,1,2')
     parser.add_argument('--clips', type=int, default=24, metavar='N', help='clips of a round (24)')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds of readers and stages (5)')
     parser.add_argument('--json', metavar='FILE', help='also write all figures there')
