@@ -57,18 +57,21 @@ def test_the_block_is_pytorchs():
         mlp_dim=HIDDEN,
         dropout_rate=0.0,
         attention_dropout_rate=0.0,
-        drop_path_rate=0.0,
+        attention_backend='auto',
+        remat_attention=False,
         activation='gelu_exact',
         norm_epsilon=1e-5,
         dtype=jnp.dtype('float32'),
     )
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(2, 7, WIDTH)), jnp.float32)
-    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, train=False, capture=False))['params']
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, None, train=False, capture=False))[
+        'params'
+    ]
     params = jax.tree.map(lambda leaf: 0.3 * random.normal(size=leaf.shape).astype(np.float32), shapes)
 
     def total(params, x):
-        y, _ = block.apply({'params': params}, x, train=False, capture=False)
+        y, _ = block.apply({'params': params}, x, None, train=False, capture=False)
         return jnp.sum(jnp.sin(y)), y
 
     (_, ours), (_, gradient) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, x)

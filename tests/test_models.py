@@ -474,14 +474,15 @@ RATES = {'drop_path_rate': 0.6, 'dropout_rate': 0.25, 'attention_dropout_rate': 
 
 @pytest.fixture(scope='module')
 def training_pass(random_params, quick_jit):
-    """Runs a training pass of 200 clips; of every DropPath and Dropout (path, rate, kind, what came, what went).
+    """Runs a training pass of 200 clips; of every DropPath and Dropout (kind, rate, what came, what went).
 
     And the logits: of evaluation, of this pass, of another with the same rng, of one with another rng.
     """
 
     @functools.cache
     def compute(attention):
-        model, video = small_model(attention=attention, **RATES), clips(200)
+        # In a scan there would be one call for all layers.
+        model, video = small_model(attention=attention, scan_layers=False, **RATES), clips(200)
         params = {'params': random_params(model, video[:1])}
         sites = []
 
@@ -491,8 +492,9 @@ def training_pass(random_params, quick_jit):
             def watch(call, args, kwargs, context):
                 out, module = call(*args, **kwargs), context.module
                 if isinstance(module, DropPath | nn.Dropout):
-                    sites.append(('/'.join(module.path), module.rate, type(module).__name__))
-                    arrays.append((args[0], out))
+                    sites.append(type(module).__name__)
+                    rate = args[1] if isinstance(module, DropPath) else jnp.float32(module.rate)
+                    arrays.append((rate, args[0], out))
                 return out
 
             with nn.intercept_methods(watch):
@@ -502,7 +504,7 @@ def training_pass(random_params, quick_jit):
         run, keys = quick_jit(run), jax.random.split(jax.random.key(1))
         arrays, logits = jax.device_get(run(keys[0]))
         evaluated = quick_jit(model.apply)(params, video)[0]
-        calls = [(*site, *pair) for site, pair in zip(sites, arrays, strict=True)]
+        calls = [(site, *call) for site, call in zip(sites, arrays, strict=True)]
         return calls, (evaluated, logits, run(keys[0])[1], run(keys[1])[1])
 
     return compute
@@ -515,16 +517,16 @@ def assert_share(mask, expected):
 
 @pytest.mark.parametrize('attention', ATTENTIONS)
 def test_stochastic_depth_in_every_model(training_pass, attention):
-    calls = [(path, *rest) for path, *rest in training_pass(attention)[0] if rest[1] == 'DropPath']
+    calls = [rest for kind, *rest in training_pass(attention)[0] if kind == 'DropPath']
     # Half of the rate in the first of two layers (l / L times it), all of it in the second; each layer drops its
     # attention, or both of them, and its MLP.
     branches = len(PATTERNS[attention].attends) + 1
     encoders = 2 if attention == 'factorised_encoder' else 1
-    assert [rate for _, rate, *_ in calls] == pytest.approx(([0.3] * branches + [0.6] * branches) * encoders)
-    assert len({path for path, *_ in calls}) == len(calls)
+    assert [rate for rate, *_ in calls] == pytest.approx(([0.3] * branches + [0.6] * branches) * encoders)
+    # The spatial encoder, the first, has the frames in its batch.
+    frames_of = ([4] * 2 * branches if encoders == 2 else []) + [1] * 2 * branches
     masks = []
-    for path, rate, _, branch, out in calls:
-        frames = 4 if path.startswith('SpatialTransformer') else 1
+    for (rate, branch, out), frames in zip(calls, frames_of, strict=True):
         assert len(out) == 200 * frames
         kept = out.any(axis=(1, 2))
         # A row goes as a whole, and what is kept is divided by the probability of keeping it.
@@ -541,7 +543,7 @@ def test_stochastic_depth_in_every_model(training_pass, attention):
 
 @pytest.mark.parametrize('attention', ATTENTIONS)
 def test_dropout_in_every_model(training_pass, attention):
-    calls = [(path, *rest) for path, *rest in training_pass(attention)[0] if rest[1] == 'Dropout']
+    calls = [rest for kind, *rest in training_pass(attention)[0] if kind == 'Dropout']
     # The embedded tokens; in each of two layers attention weights and outputs, hidden and output of the MLP.
     expected = {
         'spatio_temporal': 1 + 2 * (2 + 2),
@@ -555,8 +557,8 @@ def test_dropout_in_every_model(training_pass, attention):
     }
     assert len(calls) == expected[attention]
     masks = []
-    for path, rate, _, x, out in calls:
-        assert rate == (0.5 if 'MultiHead' in path else 0.25)
+    for rate, x, out in calls:
+        assert rate == (0.5 if x.ndim == 4 else 0.25)  # of attention weights, of tokens
         kept = out != 0
         np.testing.assert_allclose(out, kept * x / (1 - rate), rtol=1e-5, atol=1e-6)
         assert_share(kept, 1 - rate)
@@ -580,23 +582,28 @@ def test_only_training_is_random_and_only_by_its_rng(training_pass, attention):
 @pytest.mark.parametrize('setting', sorted(RATES))
 def test_expectation_is_kept(random_params, quick_jit, setting):
     settings = {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0, 'drop_path_rate': 0.0, setting: 0.4}
+    dropping = settings.pop('drop_path_rate')
+    drop_path_rate = jnp.float32(dropping) if dropping else None
     block = EncoderBlock(
         pattern=PATTERNS['spatio_temporal'],
         grid=(1, 2, 2),
         num_heads=2,
         mlp_dim=6,
+        attention_backend='auto',
+        remat_attention=False,
         activation='gelu_tanh',
         norm_epsilon=1e-6,
         dtype=jnp.dtype('float32'),
         **settings,
     )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 6)), jnp.float32)
-    params = random_params(block, x, train=False, capture=False)
+    params = random_params(block, x, drop_path_rate=None, train=False, capture=False)
     # The MLP's branch is left out: it is not linear in what the attention gave it.
     params['MlpBlock_0']['Dense_1'] = jax.tree.map(np.zeros_like, params['MlpBlock_0']['Dense_1'])
 
     def branch(rng, train):
-        return block.apply({'params': params}, x, train=train, capture=False, rngs={'dropout': rng})[0] - x
+        run = functools.partial(block.apply, {'params': params}, capture=False, rngs={'dropout': rng})
+        return run(x, drop_path_rate, train=train)[0] - x
 
     keys = jax.random.split(jax.random.key(3), 4000)
     drawn = np.asarray(quick_jit(jax.vmap(lambda rng: branch(rng, True)))(keys))

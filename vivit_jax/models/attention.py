@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int
+
+from vivit_jax.models import accelerated
+from vivit_jax.models.blockwise import blockwise
 
 # How tokens that do not attend to one another go apart, into the batch.
 FOLDS = {
@@ -25,6 +29,10 @@ FOLDS = {
 # Into how many parts time, height and width are cut: k, i and j above.
 PARTS = {'window': (1, 2, 2), 'grid': (2, 2, 2)}
 
+BACKENDS = ('auto', 'xla', 'blockwise', 'cudnn', 'flash')
+# Tokens from which on 'auto' keeps the matrix of all weights out of memory: from there on that takes no longer.
+LONG = 256
+
 Grid = tuple[int, int, int]
 
 Tokens = Float[Array, 'b n d']
@@ -34,39 +42,111 @@ Weights = Float[Array, 'b heads n n']
 Folded = Float[Array, 'bf heads m c']
 
 
-def attend(
-    query: Heads,
-    key: Heads,
-    value: Heads,
-    *,
-    dropout: nn.Module,
-    train: bool,
-    watch: Callable[[Weights], Weights] | None = None,
-) -> tuple[Heads, Weights]:
+def dot_product_attention(query: Heads, key: Heads, value: Heads, *, backend: str = 'auto') -> Heads:
     """Softmax attention, softmax(Q Kᵀ / √c) V (paper, equation 7), with float32 softmax statistics.
 
-    Heads come before tokens, so that both products are plain batched matrix products: on CPU this layout is
+    Heads come before tokens, so that all products are plain batched matrix products: on CPU this layout is
     nearly twice as fast as tokens first.
 
     Args:
         query: Queries `[b heads n c]`, in the compute dtype.
         key: Keys, same shape.
         value: Values, same shape.
-        dropout: Dropout for the attention weights.
-        train: Whether dropout is active.
+        backend: One of `BACKENDS`; see `choose_backend`. All agree to rounding.
+
+    Returns:
+        The mixed values `[b heads n c]` in the compute dtype.
+
+    Raises:
+        ValueError: If the backend is none, or cannot do this here.
+    """
+    backends: dict[str, Callable[..., Heads]] = {
+        'xla': plain,
+        'blockwise': blockwise,
+        'cudnn': accelerated.cudnn,
+        'flash': accelerated.flash,
+    }
+    return backends[choose_backend(backend, query.shape, query.dtype)](query, key, value)
+
+
+def choose_backend(backend: str, shape: tuple[Any, ...], dtype: Any, device: Any = None) -> str:
+    """Returns what computes attention: 'xla' with the matrix of all weights, or one of those without it.
+
+    'auto' takes cuDNN on GPUs in 16 bits, Pallas' flash attention on TPUs for long sequences, 'blockwise' wherever
+    else the sequence is long, and 'xla' for short ones. Any other is what it says, where it can be.
+
+    Args:
+        backend: One of `BACKENDS`.
+        shape: `(b, heads, n, c)` of the queries.
+        dtype: Theirs.
+        device: Where it is to run; by default where jax computes.
+
+    Raises:
+        ValueError: If the backend is none, or cannot do this there: one line that says why.
+    """
+    device = device or accelerated.default_device()
+    against = {
+        'cudnn': accelerated.cudnn_takes(shape, dtype, device),
+        'flash': accelerated.flash_takes(shape, dtype, device),
+    }
+    if backend == 'auto':
+        if not against['cudnn']:
+            return 'cudnn'
+        if shape[2] < LONG:
+            return 'xla'
+        return 'blockwise' if against['flash'] else 'flash'
+    if backend not in BACKENDS:
+        raise ValueError(f'model.attention_backend={backend!r}: choose one of {", ".join(BACKENDS)}')
+    if against.get(backend):
+        raise ValueError(f'model.attention_backend={backend!r}: {against[backend]}; choose auto')
+    return backend
+
+
+def plain(query: Heads, key: Heads, value: Heads) -> Heads:
+    """Softmax attention with a matrix of all weights in memory; see `dot_product_attention`.
+
+    What is divided by the sums over keys is the result, which is smaller than the weights as a rule.
+    """
+    scores = _scores(query, key)
+    # The result does not depend on what is subtracted, so neither does its gradient.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum(
+        'bhqk,bhkc->bhqc', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+
+def weighed(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    *,
+    drop: Callable[[Weights], Weights] | None = None,
+    watch: Callable[[Weights], Weights] | None = None,
+) -> tuple[Heads, Weights]:
+    """Softmax attention that can show its weights and drop some; see `dot_product_attention`.
+
+    Args:
+        query: Queries `[b heads n c]`, in the compute dtype.
+        key: Keys, same shape.
+        value: Values, same shape.
+        drop: Dropout for the attention weights, if any.
         watch: Is given the weights, if there is one, and gives those to go on with.
 
     Returns:
         The mixed values `[b heads n c]` in the compute dtype, and the weights `[b heads n n]` in float32,
         before dropout.
     """
-    query = query / math.sqrt(query.shape[-1])
-    scores = jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(_scores(query, key), axis=-1)
     if watch:
         weights = watch(weights)
-    dropped = dropout(weights, deterministic=not train).astype(value.dtype)
+    dropped = (drop(weights) if drop else weights).astype(value.dtype)
     return jnp.einsum('bhqk,bhkc->bhqc', dropped, value), weights
+
+
+def _scores(query: Heads, key: Heads) -> Weights:
+    query = query / math.sqrt(query.shape[-1])
+    return jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
 
 
 class HeadProjection(nn.Module):
@@ -113,7 +193,9 @@ class MultiHeadAttention(nn.Module):
         grid: `(nt, nh, nw)` of the tokens. Those before them, of no place in it, are cls tokens: as `n - nt nh nw`
             tells. Attention over 'all' makes no difference between them; in any other they belong to every group,
             and their outputs are averaged over the groups.
-        dropout_rate: Dropout of the attention weights, in [0, 1).
+        dropout_rate: Dropout of the attention weights, in [0, 1); where it is active, 'xla' computes them.
+        backend: One of `BACKENDS`.
+        remat: Whether the backward pass computes the attention anew.
         dtype: Compute dtype; parameters, softmax statistics and captured weights are float32.
     """
 
@@ -121,6 +203,8 @@ class MultiHeadAttention(nn.Module):
     over: str
     grid: Grid
     dropout_rate: float
+    backend: str
+    remat: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -140,17 +224,32 @@ class MultiHeadAttention(nn.Module):
         query, key, value = (
             HeadProjection(self.num_heads, self.dtype, name=name)(x) for name in ('query', 'key', 'value')
         )
-        dropout = nn.Dropout(self.dropout_rate)
         weights: dict[str, Array] = {}
         mixed = []
         for over, heads in self._heads_by_group():
             parts = [_fold(part[:, heads], over, self.grid) for part in (query, key, value)]
-            watch = functools.partial(self.perturb, over) if capture else None
-            folded, folded_weights = attend(*parts, dropout=dropout, train=train, watch=watch)
-            mixed.append(_unfold(folded, over, self.grid))
+            drop = self._drop() if train and self.dropout_rate else None
             if capture:
+                watch = functools.partial(self.perturb, over)
+                folded, folded_weights = weighed(*parts, drop=drop, watch=watch)
                 weights[over] = _unfold_batch(folded_weights, over, self.grid)
+            else:
+                folded = self._mix(drop)(*parts)
+            mixed.append(_unfold(folded, over, self.grid))
         return HeadMerge(self.dtype, name='out')(jnp.concatenate(mixed, axis=1)), weights
+
+    def _mix(self, drop: Callable[[Weights], Weights] | None) -> Callable[..., Heads]:
+        """Returns the attention without its weights."""
+        mix: Callable[..., Heads] = functools.partial(dot_product_attention, backend=self.backend)
+        if drop:
+            mix = lambda *parts: weighed(*parts, drop=drop)[0]  # noqa: E731
+        return jax.checkpoint(mix) if self.remat else mix
+
+    def _drop(self) -> Callable[[Weights], Weights]:
+        """Returns dropout with a draw of its own, the same however often it is computed."""
+        rngs = {'dropout': self.make_rng('dropout')}
+        dropout: Any = nn.Dropout(self.dropout_rate, deterministic=False, parent=None)
+        return functools.partial(dropout.apply, {}, rngs=rngs)
 
     def _heads_by_group(self) -> list[tuple[str, slice]]:
         if self.over != 'time_and_space':

@@ -3,12 +3,14 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vivit_jax import sharding
 from vivit_jax.models.attention import MultiHeadAttention
 from vivit_jax.models.embed import PositionEmbedding
 from vivit_jax.models.patterns import Pattern
@@ -29,6 +31,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 # Numbers that go into an activation for each that comes out.
 INPUTS = {'gelu_tanh': 1, 'gelu_exact': 1, 'geglu': 2}
+
+
+# What of a block the forward pass keeps for the backward pass, which computes the rest anew: nothing but its input,
+# or the products with parameters.
+POLICIES: dict[str, Callable[..., bool] | None] = {
+    'block': None,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMATS = ('none', 'attention', *POLICIES)
 
 
 class MlpBlock(nn.Module):
@@ -64,16 +75,14 @@ class DropPath(nn.Module):
     of the batch, and in a spatial encoder every frame of it, has a draw of its own.
     """
 
-    rate: float
-
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool) -> Tokens:
-        """Returns `x`, or zeros for the examples whose branch is dropped."""
-        if not train or self.rate == 0.0:
+    def __call__(self, x: Tokens, rate: Float[Array, ''] | None, *, train: bool) -> Tokens:
+        """Returns `x`, or zeros for the examples whose branch is dropped, with probability `rate`; None: never."""
+        if not train or rate is None:
             return x
-        keep = 1.0 - self.rate
+        keep = 1.0 - rate
         kept = jax.random.bernoulli(self.make_rng('dropout'), keep, (x.shape[0], 1, 1))
-        return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+        return jnp.where(kept, x / keep, 0.0).astype(x.dtype)
 
 
 class EncoderBlock(nn.Module):
@@ -86,7 +95,8 @@ class EncoderBlock(nn.Module):
         mlp_dim: Hidden size of the MLP.
         dropout_rate: Dropout after the attention and in the MLP.
         attention_dropout_rate: Dropout of the attention weights.
-        drop_path_rate: Probability of dropping a residual branch of this block.
+        attention_backend: What computes attention; see `attention.BACKENDS`.
+        remat_attention: Whether the backward pass computes it anew.
         activation: One of `ACTIVATIONS`.
         norm_epsilon: LayerNorm's epsilon.
         dtype: Compute dtype.
@@ -98,14 +108,20 @@ class EncoderBlock(nn.Module):
     mlp_dim: int
     dropout_rate: float
     attention_dropout_rate: float
-    drop_path_rate: float
+    attention_backend: str
+    remat_attention: bool
     activation: str
     norm_epsilon: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, dict[str, Array]]:
-        """Returns the tokens and, if `capture`, this block's attention weights by axis."""
+    def __call__(
+        self, x: Tokens, drop_path_rate: Float[Array, ''] | None, *, train: bool, capture: bool
+    ) -> tuple[Tokens, dict[str, Array]]:
+        """Returns the tokens and, if `capture`, this block's attention weights by axis.
+
+        `drop_path_rate` is the probability of dropping a residual branch of this block; None: never.
+        """
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         # Scenic's names: a block with one attention numbers its parts, one with several names them.
         several = len(self.pattern.attends) > 1
@@ -119,6 +135,8 @@ class EncoderBlock(nn.Module):
                 over=over,
                 grid=self.grid,
                 dropout_rate=self.attention_dropout_rate,
+                backend=self.attention_backend,
+                remat=self.remat_attention,
                 dtype=self.dtype,
                 name=f'MultiHeadDotProductAttention_{suffix}',
             )
@@ -130,7 +148,7 @@ class EncoderBlock(nn.Module):
                 branch = project(x.shape[-1], name=f'projection_{over}')(branch)
             if apart:
                 branch = jnp.pad(branch, ((0, 0), (apart, 0), (0, 0)))
-            x = x + DropPath(self.drop_path_rate)(branch, train=train)
+            x = x + DropPath()(branch, drop_path_rate, train=train)
             weights |= captured
         mlp = MlpBlock(
             hidden=self.mlp_dim,
@@ -140,11 +158,14 @@ class EncoderBlock(nn.Module):
             name='MlpBlock' if several else 'MlpBlock_0',
         )
         branch = mlp(norm(name='LayerNorm_mlp' if several else 'LayerNorm_1')(x), train=train)
-        return x + DropPath(self.drop_path_rate)(branch, train=train), weights
+        return x + DropPath()(branch, drop_path_rate, train=train), weights
 
 
 class Encoder(nn.Module):
     """Position embedding, a stack of blocks, a final LayerNorm.
+
+    Parameters are those of every block by itself. Where the blocks run as a scan, they are stacked on the way: a
+    copy that costs little beside the blocks.
 
     Attributes:
         num_layers: Blocks.
@@ -155,8 +176,10 @@ class Encoder(nn.Module):
         drop_path_rate: Of the last block; block l of L drops with probability `l / L` times this.
         final_norm: Whether `encoder_norm` is there.
         norm_epsilon: LayerNorm's epsilon.
-        dtype: Compute dtype.
-        make_block: `EncoderBlock` with everything set that all blocks share; called with the rest.
+        scan_layers: Whether the compiler sees one block, which runs again and again, or all of them.
+        remat: What the backward pass computes anew, one of `REMATS`.
+        dtype: Compute dtype; what the blocks add to, layer by layer, is float32.
+        make_block: `EncoderBlock` with everything set that all blocks share.
     """
 
     num_layers: int
@@ -167,6 +190,8 @@ class Encoder(nn.Module):
     drop_path_rate: float
     final_norm: bool
     norm_epsilon: float
+    scan_layers: bool
+    remat: str
     dtype: jnp.dtype
     make_block: Callable[..., EncoderBlock]
 
@@ -174,16 +199,55 @@ class Encoder(nn.Module):
     def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, list[dict[str, Array]]]:
         """Returns the encoded tokens `[b n d]` and, layer by layer, what the blocks captured."""
         x = PositionEmbedding(self.position_embedding, self.grid, self.num_cls, name='posembed_input')(x)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        weights = []
-        for layer in range(self.num_layers):
-            block = self.make_block(
-                grid=self.grid,
-                drop_path_rate=self.drop_path_rate * (layer + 1) / self.num_layers,
-                name=f'encoderblock_{layer}',
-            )
-            x, captured = block(x, train=train, capture=capture)
-            weights.append(captured)
+        # Sums of many branches: in 16 bits they would lose more than all products do.
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train).astype(jnp.float32)
+        if capture or self.is_initializing():
+            x, weights = self._by_name(x, train=train, capture=capture)
+        else:
+            x, weights = self._by_parameters(x, train=train), [{}] * self.num_layers
         if self.final_norm:
             x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='encoder_norm')(x)
+        return x.astype(self.dtype), weights
+
+    def _by_name(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, list[dict[str, Array]]]:
+        """Runs every block as a module of its own: makes its parameters, and can show its attention."""
+        weights, rates = [], self._drop_path_rates()
+        for layer in range(self.num_layers):
+            block = self.make_block(grid=self.grid, name=f'encoderblock_{layer}')
+            rate = None if rates is None else rates[layer]
+            x, captured = block(x, rate, train=train, capture=capture)
+            weights.append(captured)
         return x, weights
+
+    def _by_parameters(self, x: Tokens, *, train: bool) -> Tokens:
+        """Runs the blocks as one function of their parameters: in a scan, in a loop, with or without remat."""
+        block = self.make_block(grid=self.grid, parent=None)
+
+        def run(x: Tokens, layer: tuple[Any, Array | None, Array | None]) -> tuple[Tokens, None]:
+            params, rate, rng = layer
+            params = sharding.gathered(params)
+            rngs = None if rng is None else {'dropout': rng}
+            return block.apply({'params': params}, x, rate, train=train, capture=False, rngs=rngs)[0], None
+
+        scanned = self.scan_layers and self.num_layers > 1
+        if self.remat in POLICIES:
+            # A scan's body is computed anew as it is; elsewhere the compiler would find both computations the same.
+            run = jax.checkpoint(run, policy=POLICIES[self.remat], prevent_cse=not scanned)
+        params = [self.variables['params'][f'encoderblock_{layer}'] for layer in range(self.num_layers)]
+        rngs = (
+            jax.random.split(self.make_rng('dropout'), self.num_layers) if self.has_rng('dropout') else None
+        )
+        rates = self._drop_path_rates()
+        if scanned:
+            stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
+            return jax.lax.scan(run, x, (stacked, rates, rngs))[0]
+        for layer, own in enumerate(params):
+            each = (None if several is None else several[layer] for several in (rates, rngs))
+            x, _ = run(x, (own, *each))
+        return x
+
+    def _drop_path_rates(self) -> Float[Array, 'layers'] | None:
+        """Returns the rate of every block, None where none is ever dropped."""
+        if not self.drop_path_rate:
+            return None
+        return self.drop_path_rate * jnp.arange(1, self.num_layers + 1) / self.num_layers

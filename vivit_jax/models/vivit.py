@@ -9,7 +9,8 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float
 
 from vivit_jax.models import embed
-from vivit_jax.models.encoder import ACTIVATIONS, Encoder, EncoderBlock
+from vivit_jax.models.attention import BACKENDS
+from vivit_jax.models.encoder import ACTIVATIONS, REMATS, Encoder, EncoderBlock
 from vivit_jax.models.patterns import ATTENTION_ORDERS, ATTENTIONS, PATTERNS, pattern_of
 
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'first_token')
@@ -28,6 +29,8 @@ CHOICES = {
     'remainder': embed.REMAINDERS,
     'position_embedding': embed.POSITION_EMBEDDINGS,
     'activation': tuple(ACTIVATIONS),
+    'attention_backend': BACKENDS,
+    'remat': REMATS,
     'dtype': DTYPES,
 }
 
@@ -63,6 +66,12 @@ class ViViT(nn.Module):
         activation: The MLPs', 'gelu_tanh', 'gelu_exact', or 'geglu', gated by a GELU (tanh).
         norm_epsilon: LayerNorm's epsilon.
         final_norm: Whether encoders end with a LayerNorm.
+        attention_backend: What computes attention, to rounding the same: 'auto', 'xla', 'blockwise', 'cudnn' or
+            'flash'; see `attention.choose_backend`.
+        scan_layers: Whether the blocks run as a scan: compiled once instead of once each, and with `remat` in less
+            memory on CPUs too. A loop has faster steps there.
+        remat: What the backward pass computes anew, for less memory: 'none', 'attention', all of a 'block' or all
+            of it but its products with parameters, 'dots'.
         dtype: Compute dtype, 'float32' or 'bfloat16'; parameters, statistics and logits are float32.
     """
 
@@ -88,6 +97,9 @@ class ViViT(nn.Module):
     activation: str = 'gelu_tanh'
     norm_epsilon: float = 1e-6
     final_norm: bool = True
+    attention_backend: str = 'auto'
+    scan_layers: bool = False
+    remat: str = 'none'
     dtype: str = 'float32'
 
     @nn.compact
@@ -171,6 +183,8 @@ class ViViT(nn.Module):
             mlp_dim=self.mlp_dim,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
+            attention_backend=self.attention_backend,
+            remat_attention=self.remat == 'attention',
             activation=self.activation,
             norm_epsilon=self.norm_epsilon,
             dtype=dtype,
@@ -184,6 +198,8 @@ class ViViT(nn.Module):
             drop_path_rate=self.drop_path_rate,
             final_norm=self.final_norm,
             norm_epsilon=self.norm_epsilon,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
             dtype=dtype,
             make_block=make_block,
             name=name,
@@ -275,6 +291,11 @@ def _check_combinations(vivit: ViViT) -> None:
         raise ValueError(
             f"model.classifier='token': {vivit.attention} has no cls token, since it would belong to none of the "
             f'groups that attend to one another; choose one of {", ".join(CLASSIFIERS[1:])}'
+        )
+    if vivit.attention_dropout_rate and vivit.attention_backend not in ('auto', 'xla'):
+        raise ValueError(
+            f'model.attention_backend={vivit.attention_backend!r} knows no dropout of attention weights, '
+            f'model.attention_dropout_rate={vivit.attention_dropout_rate}: choose auto or xla, or set that to 0'
         )
     if vivit.embedding == 'uniform_frame_sampling' and vivit.tubelet[0] != 1:
         raise ValueError(
