@@ -24,6 +24,7 @@ def get_config(size='L/16x2'):
     config.data.heads = ('noun', 'verb')
     config.data.dataset = 'EPIC-Kitchens-100'
     config.data.num_classes = (300, 97)
+    config.data.train_examples = 67_217
     config.data.stride = 1
     config.data.colour_jitter = 0.0
     config.data.colour_drop = 0.0

@@ -22,4 +22,5 @@ def get_config(size='B/16x2'):
     config.model.classifier = 'gap'  # no cls token: it is in neither space nor time
     config.data.dataset = 'Kinetics-400'
     config.data.num_classes = (400,)
+    config.data.train_examples = 240_000  # about
     return apply_size(config, size)

@@ -22,4 +22,5 @@ def get_config(size='B/16x2'):
     config.model.attention = 'spatio_temporal'
     config.data.dataset = 'Kinetics-400'
     config.data.num_classes = (400,)
+    config.data.train_examples = 240_000  # about
     return apply_size(config, size)

@@ -51,6 +51,7 @@ def get_config(variant=''):
     config.model.drop_path_rate = 0.1
     config.data.dataset = 'Kinetics-400'
     config.data.num_classes = (400,)
+    config.data.train_examples = 240_000  # about
     config.data.frames, config.data.stride = frames, stride
     config.data.crop = (pixels, pixels)
     config.data.short_side = pixels  # in evaluation

@@ -19,4 +19,5 @@ def get_config(size='L/16x2'):
     config.name = 'kinetics600_fe'
     config.data.dataset = 'Kinetics-600'
     config.data.num_classes = (600,)
+    config.data.train_examples = 390_000  # about
     return apply_size(config, size)

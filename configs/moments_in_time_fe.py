@@ -18,6 +18,7 @@ def get_config(size='L/16x2'):
     config.name = 'moments_in_time_fe'
     config.data.dataset = 'Moments in Time'
     config.data.num_classes = (339,)
+    config.data.train_examples = 800_000  # about
     config.training.epochs = 10.0
     config.optimizer.learning_rate = 0.25
     return apply_size(config, size)

@@ -22,6 +22,7 @@ def get_config(size='L/16x2'):
     config.model.drop_path_rate = 0.3
     config.data.dataset = 'Something-Something v2'
     config.data.num_classes = (174,)
+    config.data.train_examples = 168_913
     config.data.colour_jitter = 0.0
     config.data.colour_drop = 0.0
     config.data.randaugment_layers = 2

@@ -27,7 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs for later tests and runs, in each worker for itself: jax writes them in place."""
     worker = getattr(config, 'workerinput', {}).get('workerid', 'main')
     if hasattr(config, 'cache'):
-        jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir(f'jax-{worker}')))
+        folder = str(config.cache.mkdir(f'jax-{worker}'))
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = folder  # of the commands that tests start
+        jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

@@ -13,10 +13,11 @@ import pytest
 from conftest import load_tool
 
 from videos import decode, write_video
-from vivit_jax import create_model, export
+from vivit_jax import create_model, export, formats
 from vivit_jax.config import default_config
 from vivit_jax.evaluate import to_float
-from vivit_jax.formats import own
+from vivit_jax.formats import own, vivit_torch
+from vivit_jax.formats.weights import RUNTIME
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -114,6 +115,29 @@ def test_one_artifact_for_all_platforms_and_batches(models):
         assert not re.findall(r'custom_call @(?!shape_assertion)(\w+)', exported.mlir_module())
 
 
+@pytest.mark.parametrize(
+    'runtime',
+    [
+        {'attention_backend': 'cudnn', 'dtype': 'bfloat16'},
+        {'attention_backend': 'flash'},
+        {'attention_backend': 'blockwise', 'scan_layers': True, 'remat': 'attention'},
+        {'scan_layers': False, 'remat': 'dots'},
+    ],
+)
+def test_the_program_is_for_all_machines_however_this_one_runs_the_model(runtime, models):
+    """The program is the plain model's, letter by letter; what it was trained with is not in its metadata."""
+    _, params = models['fe_token']
+    model = create_model(7, **SMALL, **runtime)
+    plain = create_model(7, **SMALL, **RUNTIME, dtype=model.dtype)
+
+    programs = []
+    for one in (model, plain):  # from the same line, since programs tell where each operation comes from
+        exported = jax.export.deserialize(bytearray(export.stablehlo(one, params, CLIP)))
+        programs.append(exported.mlir_module())
+    assert programs[0] == programs[1]
+    assert export.model_settings(model) == export.model_settings(plain)
+
+
 def test_jax_alone_runs_it(folder, models, tmp_path):
     """The three lines of the docstring, in a Python that knows neither Flax nor this package."""
     np.save(tmp_path / 'video.npy', scaled(clips(2)))
@@ -155,7 +179,7 @@ def test_metadata_tells_everything(folder):
         'calling_convention_version': jax.export.maximum_supported_calling_convention_version,
         'files': sizes,
     }
-    assert set(model) == {'num_classes', *default_config().model}
+    assert set(model) == {'num_classes', *default_config().model} - set(RUNTIME)
     assert create_model(**model) == create_model(7, **SMALL)
     loaded = export.load(folder).metadata
     assert (loaded.class_names, loaded.clip, loaded.stride, loaded.crop) == (NAMES, CLIP, 2, (32, 32))
@@ -313,6 +337,32 @@ def test_from_a_checkpoint_to_the_classes_of_a_video(checkpoint, models, tool, t
     assert run([str(exported), str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [str(path), *(f'  {probability[k]:8.2%}  {NAMES[k]}' for k in best)]
+
+
+@pytest.mark.parametrize('known', [True, False], ids=['of a GPU', 'of an earlier version'])
+def test_how_a_run_was_run_does_not_matter_here(known, models, tool, tmp_path, capsys):
+    """Checkpoints trained with kernels of a GPU, and from before there was a choice, are read on any machine."""
+    model, params = models['fe_token']
+    config = config_for(model)
+    for name in RUNTIME:
+        del config['model'][name]
+    if known:
+        config['model'] |= {'attention_backend': 'cudnn', 'scan_layers': True, 'remat': 'block'}
+    own.save(tmp_path / 'run', params, config, list(NAMES))
+    weights = formats.load(tmp_path / 'run')
+    assert not set(RUNTIME) & set(weights.model)
+    assert create_model(weights.num_classes, **weights.model) == create_model(7, **SMALL)
+    vivit_torch.save(tmp_path / 'torch', weights, CLIP)
+    # PyTorch's module takes no other settings than these.
+    content = json.loads((tmp_path / 'torch' / 'config.json').read_text())
+    assert content['model'].keys() == weights.model.keys()
+    assert create_model(7, **formats.load(tmp_path / 'torch').model) == create_model(7, **SMALL)
+    arguments = [str(tmp_path / 'run'), f'--output={tmp_path / "exported"}']
+    assert tool('export_stablehlo').main(arguments) == 0, capsys.readouterr().err
+    expected = model.apply({'params': params}, jax.numpy.asarray(scaled(clips(2))))[0]
+    program = export.load(tmp_path / 'exported')
+    np.testing.assert_allclose(program(scaled(clips(2))), expected, rtol=0, atol=1e-6)
+    assert not set(RUNTIME) & set(program.metadata.model)
 
 
 def test_broken_clips_are_named_and_the_rest_goes_on(folder, tool, tmp_path, capsys):

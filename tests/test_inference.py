@@ -16,6 +16,7 @@ from vivit_jax.config import load
 from vivit_jax.data.examine import Examination
 from vivit_jax.data.joined import Joined, Some
 from vivit_jax.data.record import Record
+from vivit_jax.formats import own
 
 FORMATS = pathlib.Path(__file__).parent / 'golden' / 'formats'
 
@@ -162,6 +163,19 @@ def test_from_anywhere(run, model, tmp_path, monkeypatch):
     assert half.predict(clip).scores.tolist() != model.predict(clip).scores.tolist()
     with pytest.raises(ValueError, match=r'model\.dtipe'):
         vivit_jax.load('alone', {'model.dtipe': 'bfloat16'})
+
+
+def test_a_run_of_another_machine_is_computed_as_this_one_can(model, tmp_path):
+    config = model.config.to_dict()
+    config['model']['attention_backend'] = 'flash'
+    own.save(tmp_path, jax.device_get(model.params), config, list(model.class_names))
+    clip = model.clip(model.open(['test:0'])[0])
+    found = vivit_jax.load(tmp_path).predict(clip).scores
+    np.testing.assert_array_equal(found, model.predict(clip).scores)
+    with pytest.raises(
+        ValueError, match=r"^model\.attention_backend='flash': it needs a TPU, .*; choose auto"
+    ):
+        vivit_jax.load(tmp_path, {'model.attention_backend': 'flash'}).predict(clip)
 
 
 def test_heads_and_labels(run):

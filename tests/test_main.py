@@ -147,7 +147,9 @@ def test_dry_run_needs_no_data(capsys, tmp_path, monkeypatch):
     assert command.main([f'--config={DIGITS}', *TINY, *arguments]) == 0
     output = capsys.readouterr().out
     assert 'compiled in' in output
-    assert 'MiB of temporary memory a step' in output
+    assert '  memory    predicted ' in output
+    assert 'the whole run: ' not in output
+    assert '; how many examples there are is not known' in output
     assert 'clips/s' in output
     assert not list(tmp_path.iterdir())
 

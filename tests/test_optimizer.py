@@ -10,7 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from vivit_jax.optimizer import create_optimizer, decay_after_update, ema_update, learning_rate_schedule
+from vivit_jax.optimizer import (
+    create_optimizer,
+    decay_after_update,
+    ema_update,
+    keep_in,
+    learning_rate_schedule,
+)
 
 FOLDER = Path(__file__).parent / 'golden' / 'scenic'
 TABLES = json.loads((FOLDER / 'C03_lr_table.json').read_text())['tables']
@@ -278,6 +284,7 @@ def test_state_is_arrays_only_and_survives_being_rebuilt():
         ({'name': 'lamb'}, "optimizer 'lamb' is none of momentum, adam, adamw"),
         ({'weight_decay_mode': 'l1'}, "weight_decay_mode 'l1' is none of l2, decoupled"),
         ({'weight_decay_mask': 'bias'}, "weight_decay_mask 'bias' is none of kernels, matrices, all"),
+        ({'state_dtype': 'float16'}, "state_dtype 'float16' is none of float32, bfloat16"),
         ({'weight_decay': -0.1}, 'weight_decay -0.1 and max_grad_norm 1.0 must be >= 0'),
         ({'name': 'adamw', 'weight_decay_mode': 'l2'}, "'adamw' takes weight_decay_mode 'decoupled'"),
     ],
@@ -302,3 +309,53 @@ def test_moving_average():
     chex.assert_trees_all_close(young, expected, rtol=1e-6)
     old = ema_update(average, params, 0.75, 1000)
     chex.assert_trees_all_close(old, ema_update(average, params, 0.75), rtol=1e-6)
+
+
+# --- State in bfloat16 ---
+
+
+def rounded(array):
+    return array.astype(jnp.bfloat16).astype(np.float32)
+
+
+def test_momentum_in_bfloat16_is_rounded_once_a_step_and_nothing_else():
+    settings = {'schedule': optax.constant_schedule(1.0), 'max_grad_norm': 0.0, 'state_dtype': 'bfloat16'}
+    optimizer = create_optimizer(**{**SETTINGS, **settings})
+    state = optimizer.init(nested(START))
+    kept = {k: np.zeros_like(w) for k, w in START.items()}
+    for gradient in GRADIENTS:
+        updates, state = optimizer.update(nested(gradient), state, nested(START))
+        exact = {k: np.float32(0.9) * kept[k] + g for k, g in gradient.items()}
+        # The update is the momentum before it is rounded.
+        chex.assert_trees_all_close(updates, nested({k: -m for k, m in exact.items()}), rtol=1e-6, atol=1e-6)
+        kept = {k: rounded(m) for k, m in exact.items()}
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda m: m.astype(jnp.float32), state[0].trace), nested(kept), rtol=2**-7
+        )
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state[0])} == {'bfloat16'}
+
+
+def test_adam_in_bfloat16_keeps_the_squares_in_float32():
+    options = {'name': 'adam', 'state_dtype': 'bfloat16'}
+    optimizer = create_optimizer(**{**SETTINGS, **options})
+    state = optimizer.init(nested(START))
+    for gradient in GRADIENTS:
+        _, state = optimizer.update(nested(gradient), state, nested(START))
+    adam = state[1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(adam.mu)} == {'bfloat16'}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(adam.nu)} == {'float32'}
+    whole = create_optimizer(**{**SETTINGS, 'name': 'adam'})
+    other = whole.init(nested(START))
+    for gradient in GRADIENTS:
+        _, other = whole.update(nested(gradient), other, nested(START))
+    chex.assert_trees_all_equal(adam.nu, other[1].nu)
+
+
+@pytest.mark.parametrize(('decay', 'as_bfloat16'), [(0.9, 0.8984375), (0.999, 1.0)])
+def test_the_decay_itself_is_not_rounded(decay, as_bfloat16):
+    momentum, no_gradient = optax.TraceState(jnp.ones(2, jnp.bfloat16)), jnp.zeros(2)
+    ours, _ = keep_in(optax.trace(decay), 'trace', jnp.bfloat16).update(no_gradient, momentum)
+    np.testing.assert_array_equal(ours, np.full(2, decay, np.float32))
+    # What optax does by itself.
+    theirs, _ = optax.trace(decay, accumulator_dtype=jnp.bfloat16).update(no_gradient, momentum)
+    np.testing.assert_array_equal(theirs, np.full(2, as_bfloat16, np.float32))

@@ -360,6 +360,19 @@ def test_the_metrics_and_the_classes_are_those_of_the_evaluation(tmp_path):
         assert cells[5] == str(values['predicted'])
 
 
+def test_another_type_than_that_of_the_training_is_told(tmp_path):
+    found = {}
+    for dtype in ('float32', 'bfloat16'):
+        write_workdir(tmp_path / dtype)
+        file = tmp_path / dtype / 'eval.json'
+        results = json.loads(file.read_text())
+        results['test']['dtype'] = dtype
+        file.write_text(json.dumps(results))
+        rows = [row[:2] for row in written(tmp_path / dtype).table(['', 'test'])]
+        found[dtype] = [row for row in rows if row[0] == 'Computed in']
+    assert found == {'float32': [], 'bfloat16': [['Computed in', 'bfloat16']]}
+
+
 def test_the_confusion_matrix_is_that_of_the_file(tmp_path):
     write_workdir(tmp_path / 'run')
     confusion = reading.read_run(tmp_path / 'run', '').confusions['test']['']

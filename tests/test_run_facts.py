@@ -44,6 +44,7 @@ KEYS = {
     'mfu',
     'peak_memory_bytes',
     'peak_memory_kind',
+    'predicted_memory_bytes',
     'sessions',
 }
 

@@ -1,5 +1,6 @@
 """Placement: what is split and what is copied, and that the numbers do not depend on it."""
 
+import collections
 import functools
 import math
 
@@ -192,6 +193,7 @@ def train_on(mesh, jit):
             mixup_alpha=0.3,
             ema_decay=0.9,
             seed=0,
+            mesh=mesh,
         )
 
     step = jit(
@@ -240,3 +242,78 @@ def test_randomness_comes_from_the_step(trained):
         norms.append(float(step(again, batch)[1]['grad_norm']))
     assert norms[0] == norms[1]
     assert abs(norms[0] - norms[2]) > 1e-3
+
+
+def test_what_is_traced_within_a_mesh_knows_it():
+    mesh, seen = sharding.make_mesh(2), []
+
+    def traced(x):
+        seen.append(jax.sharding.get_abstract_mesh())
+        return x
+
+    jax.jit(sharding.within(mesh, traced))(1.0)
+    jax.jit(traced)(2.0)
+    assert seen[0] == mesh.abstract_mesh
+    assert seen[1].empty
+
+
+def test_a_model_within_a_mesh_of_ones_own(unchecked):
+    model = create_model(
+        3, num_layers=1, num_heads=1, width=4, mlp_dim=4, temporal_layers=0, tubelet=(1, 8, 8)
+    )
+    video = jnp.ones((8, 1, 16, 16, 3))
+    params = jax.jit(model.init)(jax.random.key(0), video)
+    apply = jax.jit(lambda params, video: model.apply(params, video)[1]['encoded'])
+    alone = apply(params, video)
+    with jax.set_mesh(jax.make_mesh((8,), ('clips',), axis_types=(jax.sharding.AxisType.Auto,))):
+        np.testing.assert_array_equal(apply(params, video), alone)
+
+
+@pytest.mark.slow
+def test_the_largest_model_is_held_in_parts_and_nowhere_whole(unchecked):
+    """ViViT-H's blocks, four of its 32: state and step as `run.Run` compiles them, with an eighth on each device."""
+    mesh = sharding.make_mesh(8)
+    huge = {'num_heads': 16, 'width': 1280, 'mlp_dim': 5120, 'tubelet': (2, 14, 14)}
+    model = create_model(8, num_layers=4, temporal_layers=0, remat='block', scan_layers=True, **huge)
+    clip = (4, 28, 28, 3)
+    create = functools.partial(create_state, model, momentum(), clip, seed=0, with_ema=False)
+    shapes = jax.eval_shape(create)
+    placement = sharding.state_sharding(mesh, shapes)
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    assert whole > 2**28
+
+    quick = {'xla_backend_optimization_level': 0}
+    state = jax.jit(create, out_shardings=placement).lower().compile(quick)()
+    held = collections.Counter()
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    assert len(held) == 8
+    assert max(held.values()) < whole / 8 * 1.01
+
+    options = {'loss': 'softmax', 'head_sizes': (8,), 'label_smoothing': 0.0, 'mixup_alpha': 0.0}
+    step = functools.partial(
+        train_step, model=model, optimizer=momentum(), ema_decay=0.0, seed=0, mesh=mesh, **options
+    )
+    batch = {
+        'video': np.zeros((8, *clip), np.uint8),
+        'label': np.arange(8, dtype=np.int32),
+        'mask': np.ones(8, bool),
+    }
+    batch = sharding.to_global(batch, mesh)
+    sides = (placement, sharding.batch_sharding(mesh)), (placement, sharding.replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=sides[0], out_shardings=sides[1])
+    compiled = jitted.lower(state, batch).compile(quick)
+    planned = compiled.memory_analysis()
+    assert planned.argument_size_in_bytes < whole / 8 * 1.01
+    assert planned.alias_size_in_bytes > whole / 8 * 0.99  # the next state takes its place
+    # Gradients, and the blocks stacked for the scan: eighths too; whole for a moment are one block's parameters and
+    # gradients.
+    block = sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes.params['SpatialTransformer']['encoderblock_0'])
+    )
+    assert planned.temp_size_in_bytes < whole / 4 + 1.5 * block
+    after, scalars = compiled(state, batch)
+    assert np.isfinite(scalars['loss'])
+    assert int(after.step) == 1

@@ -150,6 +150,9 @@ def show(
 def training_blocks(config: ConfigDict, source: Source, clips: int, step: int, blend: bool) -> list[Block]:
     """Returns the first clips of a step's batch, before and after augmentation."""
     watched = Watched(source)
+    # What the training step would do comes out the same, to a grey level, where reading does it.
+    config = ConfigDict(config.to_dict())
+    config.data.augment_on = 'host'
     examples = experiment.training_examples(config, watched)
     first = step * config.training.batch_size
     blocks = []

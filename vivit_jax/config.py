@@ -31,9 +31,14 @@ SIZE_FORM = 'SIZE/PATCHxTUBELET[@FRAMES], as B/16x2 or L/14x4@64; sizes: ' + ', 
 
 # Settings that a run may change when it goes on, since its numbers do not depend on them.
 FREE_TO_CHANGE = (
+    'model.attention_backend',
+    'model.scan_layers',
+    'model.remat',
     'data.root',
     'data.csv',
     'data.dataset',
+    'data.train_examples',
+    'data.augment_on',
     'data.threads',
     'data.workers',
     'data.prefetch',
@@ -42,6 +47,7 @@ FREE_TO_CHANGE = (
     'data.max_bad',
     'data.validation_split',
     'data.test_splits',
+    'training.accumulate',  # but for rounding, and for which numbers dropout draws
     'training.log_every',
     'evaluation.every_epochs',
     'evaluation.every_steps',
@@ -104,6 +110,13 @@ def _model() -> ConfigDict:
     model.activation = 'gelu_tanh'  # gelu_tanh | gelu_exact | geglu (gated by a GELU, tanh)
     model.norm_epsilon = 1e-6  # of LayerNorm, added to the variance
     model.final_norm = True  # LayerNorm at the end of an encoder
+    # What computes attention, to rounding the same: auto | xla (all weights in memory) | blockwise (memory grows
+    # with the tokens, not with their square) | cudnn (GPUs, bfloat16) | flash (TPUs)
+    model.attention_backend = 'auto'
+    model.scan_layers = False  # blocks as a scan: compiled once instead of once each; steps may take longer
+    # What the backward pass computes anew, for less memory: none | attention | dots (all but products with
+    # parameters) | block (everything)
+    model.remat = 'none'
     model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters stay float32
     return model
 
@@ -129,6 +142,9 @@ def _training() -> ConfigDict:
     training.epochs = 30.0  # passes over the training split
     training.steps = 0  # instead of epochs, where not 0
     training.batch_size = 64  # clips, over all devices
+    # micro-batches that a batch is gone through in, for the memory of one of them: the same gradient and update but
+    # for rounding, whatever the loss and mixup; only dropout and stochastic depth draw other numbers
+    training.accumulate = 1
     # softmax | sigmoid (several labels an example) | softmax_twice (a slip to reproduce: see losses.py)
     training.loss = 'softmax'
     training.label_smoothing = 0.0  # share of the target spread over all classes
@@ -152,6 +168,9 @@ def _optimizer() -> ConfigDict:
     optimizer.b1 = 0.9  # of adam: decay of the mean of gradients
     optimizer.b2 = 0.999  # of adam: decay of the mean of their squares
     optimizer.epsilon = 1e-8  # of adam, added to the root of that mean
+    # in which momentum, or adam's mean of gradients, is kept between steps: float32 | bfloat16 (half the bytes, 3
+    # digits). Everything is computed in float32; parameters and adam's mean of squares are kept in it as well.
+    optimizer.state_dtype = 'float32'
     optimizer.max_grad_norm = 1.0  # gradient clipped to this global norm; 0: not
     optimizer.weight_decay = 0.0  # in decoupled mode w shrinks by learning rate * this * w a step
     optimizer.weight_decay_mode = (

@@ -26,6 +26,7 @@ def data_defaults() -> ConfigDict:
     data.sampling = 'uniform'  # of training examples: uniform (each once an epoch) | balanced (classes alike)
     data.heads = ('label',)  # names of what is classified, as noun,verb
     data.num_classes = ()  # classes of each head; (): as the source tells
+    data.train_examples = 0  # of the training split: for a dry run without data; 0: counted in the data
     data.frames = 32  # frames of a clip
     data.stride = 2  # frames of the video from one of the clip to the next; 1: every one
     data.fps = 0.0  # frames a second that strides are counted in, by time; 0: the video's own frames
@@ -39,6 +40,11 @@ def data_defaults() -> ConfigDict:
     data.colour_drop = 0.1  # probability of a clip without colours
     data.randaugment_layers = 0  # operations of RandAugment a clip; 0: none
     data.randaugment_magnitude = 0.0  # their strength, 0 to 10 as in the original, more as in the paper
+    # where flip, colour_jitter and colour_drop are computed, from the same draws: host (the threads that read) |
+    # device (in the training step, to a grey level the same; what RandAugment or volume_augment follows stays on the
+    # host). Colours of 32x224x224 take a thread 30 to 40 ms a clip, as much as reading it: device where steps wait
+    # for data. On a CPU it is the same cores' work either way (tools/benchmark_augment.py measures both)
+    data.augment_on = 'host'
     data.threads = 8  # threads that read and augment, in each worker
     data.workers = 0  # processes that read and augment beside this one; 0: none, threads suffice
     data.prefetch = 2  # batches that lie ready on the device

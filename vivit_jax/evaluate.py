@@ -76,7 +76,7 @@ def make_eval_step(config: ConfigDict, model: ViViT, sizes: tuple[int, ...], mes
         head_sizes=sizes,
         average=config.evaluation.average,
     )
-    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+    return jax.jit(sharding.within(mesh, step), out_shardings=sharding.replicated(mesh))
 
 
 def batches_of(
@@ -134,7 +134,9 @@ def batches_of(
     )
     total = math.ceil(len(source) / rows)
     reading: dict[str, Any] = experiment.reading(config, mesh)
-    with pipeline.batches(examples, batch_size=rows, first_step=0, last_step=total, **reading) as batches:
+    with pipeline.batches(
+        examples, batch_size=rows, first_step=0, last_step=total, length=len(source), **reading
+    ) as batches:
         before: dict[str, jax.Array] | None = None
         for done, batch in enumerate(batches, start=1):
             under_way = step(params, batch)
@@ -266,7 +268,8 @@ def evaluate_tests(
         by_class, confusions = results.by_class(
             outcome, source, sizes, tuple(config.data.heads), config.training.loss
         )
-        report[split] = {**outcome.metrics, 'views': list(views), **by_class}
+        told = {'views': list(views), 'dtype': config.model.dtype}
+        report[split] = {**outcome.metrics, **told, **by_class}
         if mirrored := experiment.mirrored_axes(config):
             report[split]['mirrored_axes'] = list(mirrored)
         if config.evaluation.report == 'medical':
@@ -329,7 +332,7 @@ def evaluate(
                 raise ValueError(_untrained(folder))
             saved = checkpoints.meta(step)['config']
             config = init_from.as_saved(config, saved)
-            check_same(saved, config, folder, groups=('model', 'data'))
+            check_same(saved, config, folder, groups=('model', 'data'), free=('model.dtype',))
             # How it was trained (loss, moving average) is the checkpoint's to tell, not the command's.
             config = ConfigDict(config.to_dict())
             config.training = saved['training']
@@ -341,6 +344,8 @@ def evaluate(
             model = experiment.make_model(config, sources[config.data.test_splits[0]])
             params = load_params(checkpoints, step, model, config, mesh)
         terminal.say(f'evaluating step {step} of {folder}')
+        if config.model.dtype != saved['model']['dtype']:
+            terminal.say(f'evaluating in {config.model.dtype}, trained in {saved["model"]["dtype"]}')
         bad = BadVideos(config, folder, sources, terminal, anew=False)
         report = evaluate_tests(config, sources, params, model, mesh, folder, terminal, bad)
         if afterwards is not None:
@@ -365,9 +370,13 @@ def keep_drawn(folder: pathlib.Path, looking: Examination) -> None:
 
 
 def check_same(
-    saved: dict[str, Any], config: ConfigDict, folder: pathlib.Path, groups: Sequence[str] = ()
+    saved: dict[str, Any],
+    config: ConfigDict,
+    folder: pathlib.Path,
+    groups: Sequence[str] = (),
+    free: Sequence[str] = (),
 ) -> None:
-    """Compares a checkpoint's configuration with the one at hand, in `groups` or in all.
+    """Compares a checkpoint's configuration with the one at hand, in `groups` or in all, but for the keys `free`.
 
     Raises:
         ValueError: Naming the keys that differ, with both values.
@@ -378,7 +387,8 @@ def check_same(
     relevant = {
         key: values
         for key, values in differing.items()
-        if key not in config_module.FREE_TO_CHANGE and (not groups or key.partition('.')[0] in groups)
+        if key not in (*config_module.FREE_TO_CHANGE, *free)
+        and (not groups or key.partition('.')[0] in groups)
     }
     if relevant:
         some = list(relevant.items())[:MOST_KEYS]

@@ -29,7 +29,7 @@ from vivit_jax.learning_rates import TRAIN, learning_rate_factors, scale_updates
 from vivit_jax.losses import LOSSES
 from vivit_jax.models.cost import multiply_adds
 from vivit_jax.models.vivit import ViViT, create_model
-from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
+from vivit_jax.optimizer import STATE_DTYPES, create_optimizer, learning_rate_schedule
 from vivit_jax.pretrained import KERNELS, TEMPORAL_ATTENTIONS
 
 MANIFEST = (
@@ -41,6 +41,7 @@ AT_LEAST = {
     'data.fps': 0,
     'data.max_bad': 0,
     'data.channels': 1,
+    'data.train_examples': 0,
     'data.short_side': 0,
     'data.randaugment_layers': 0,
     'init_from.num_heads': 0,
@@ -49,6 +50,7 @@ AT_LEAST = {
     'data.prefetch': 1,
     'training.steps': 0,
     'training.batch_size': 1,
+    'training.accumulate': 1,
     'training.mixup_alpha': 0,
     'training.log_every': 1,
     'optimizer.head_rate': 0,
@@ -67,8 +69,10 @@ CHOICES: dict[str, tuple[object, ...]] = {
     'data.on_bad_video': ('skip', 'error'),
     'data.sampling': SAMPLING,
     'data.short': ('repeat_last', 'loop'),
+    'data.augment_on': ('host', 'device'),
     'training.loss': tuple(LOSSES),
     'optimizer.train': TRAIN,
+    'optimizer.state_dtype': STATE_DTYPES,
     'evaluation.spatial_views': (1, 3),
     'evaluation.average': ('logits', 'softmax'),
     'evaluation.report': ('standard', 'medical'),
@@ -112,10 +116,18 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             "evaluation.average='softmax' does not go with training.loss='sigmoid': choose 'logits'"
         )
+    if config.data.augment_on == 'device':
+        augmentation(config)
     devices = jax.device_count()
     if config.training.batch_size % devices:
         raise ValueError(
             f'training.batch_size={config.training.batch_size} cannot be split evenly over {devices} devices'
+        )
+    if config.training.batch_size // devices % config.training.accumulate:
+        raise ValueError(
+            f'training.accumulate={config.training.accumulate}: must divide the '
+            f'{config.training.batch_size // devices} clips of training.batch_size={config.training.batch_size} '
+            f'that are on each of {devices} devices'
         )
     if config.evaluation.mirror_views and not mirrored_axes(config):
         raise ValueError(
@@ -316,6 +328,7 @@ def make_optimizer(config: ConfigDict, steps: Plan) -> tuple[optax.GradientTrans
         b1=settings.b1,
         b2=settings.b2,
         epsilon=settings.epsilon,
+        state_dtype=settings.state_dtype,
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         weight_decay_mode=settings.weight_decay_mode,
@@ -358,7 +371,27 @@ def training_examples(
     if data.sampling == 'balanced':
         # Of several heads the first is balanced.
         classes = np.array([np.ravel(source[index].label)[0] for index in range(len(source))])
-    augmentation = transforms.training_transforms(
+    on_host, on_device = augmentation(config)
+    return pipeline.TrainingExamples(
+        source=source,
+        split=data.train_split,
+        order=Order(len(source), config.seed, classes),
+        seed=config.seed,
+        frames=data.frames,
+        stride=data.stride,
+        short=data.short,
+        augmentation=on_host,
+        on_device=on_device,
+        bad_files=bad_files,
+    )
+
+
+def augmentation(
+    config: ConfigDict,
+) -> tuple[tuple[transforms.Transform, ...], tuple[transforms.OnDevice, ...]]:
+    """Returns a training clip's transforms: those of the host, and those that the training step does after them."""
+    data = config.data
+    chain = transforms.training_transforms(
         short_side=data.short_side,
         crop=tuple(data.crop),
         scale_jitter=tuple(data.scale_jitter),
@@ -372,17 +405,7 @@ def training_examples(
         videos=data.source not in ('medmnist', 'volumes'),
         **data.volume_augment,
     )
-    return pipeline.TrainingExamples(
-        source=source,
-        split=data.train_split,
-        order=Order(len(source), config.seed, classes),
-        seed=config.seed,
-        frames=data.frames,
-        stride=data.stride,
-        short=data.short,
-        augmentation=augmentation,
-        bad_files=bad_files,
-    )
+    return (chain, ()) if data.augment_on == 'host' else transforms.leave_to_device(chain)
 
 
 def mirrored_axes(config: ConfigDict) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from jax import export
 from safetensors.numpy import load_file, save_file
 
 from vivit_jax.formats.containers import read_json
-from vivit_jax.formats.weights import flat, nested, shortened
+from vivit_jax.formats.weights import RUNTIME, flat, nested, shortened
 from vivit_jax.models.vivit import ViViT
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -54,7 +54,7 @@ class Metadata:
         temporal_views: Clips of a video whose scores the evaluation averages.
         spatial_views: Crops of each of them.
         average: What is averaged, 'logits' or 'softmax'.
-        model: The fields of `ViViT`.
+        model: The fields of `ViViT`, but for those that tell how a machine runs it.
         source: The checkpoint it was made of.
         scaling: What pixels become, in words.
         platforms: What the programs run on.
@@ -91,9 +91,15 @@ class Metadata:
 
 
 def model_settings(model: ViViT) -> dict[str, Any]:
-    """Returns the fields of a model by name."""
-    names = [field.name for field in dataclasses.fields(model) if field.name not in ('parent', 'name')]
+    """Returns the fields of a model by name, but for those that tell how a machine runs it."""
+    left_out = ('parent', 'name', *RUNTIME)
+    names = [field.name for field in dataclasses.fields(model) if field.name not in left_out]
     return {name: getattr(model, name) for name in names}
+
+
+def portable(model: ViViT) -> ViViT:
+    """Returns a model that computes the same in a way that every platform can: no kernel of one kind of device."""
+    return model.clone(**RUNTIME)
 
 
 def stablehlo(
@@ -101,7 +107,8 @@ def stablehlo(
 ) -> bytes:
     """Exports a model for batches of any size, on any of `PLATFORMS`.
 
-    Products are computed as the device does by default, just as in training and evaluation.
+    Products are computed as the device does by default, just as in training and evaluation; attention is plain, as
+    whichever machine this runs on, the program is for all.
 
     Args:
         model: The model.
@@ -118,6 +125,7 @@ def stablehlo(
     """
     if pixels not in PIXELS:
         raise ValueError(f'pixels={pixels!r}: choose one of {", ".join(PIXELS)}')
+    model = portable(model)
     _check_fit(model, flat(params), clip)
 
     def classify(params: dict[str, jax.Array], video: jax.Array) -> jax.Array:
@@ -287,6 +295,8 @@ def largest_difference(program: Program, model: ViViT, params: Mapping[str, Any]
     Both kinds of pixels are compared; NaN if anything is NaN. A head of zeros gives the same whatever comes before
     it: both are then compared with a random one.
     """
+    # With a kernel of this device, its rounding would be what is compared.
+    model = portable(model)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *program.metadata.clip), np.uint8)
     video = pixels.astype(np.float32) / 127.5 - 1.0
     apply = jax.jit(lambda params, video: model.apply({'params': params}, video)[0])

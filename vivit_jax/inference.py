@@ -29,7 +29,7 @@ from vivit_jax.data.examine import Examination
 from vivit_jax.data.joined import One
 from vivit_jax.data.record import Record, Source
 from vivit_jax.formats.weights import Weights
-from vivit_jax.models.vivit import ViViT, create_model
+from vivit_jax.models.vivit import DTYPES, ViViT, create_model
 
 FEATURES = ('pre_logits', 'encoded', 'tokens')
 AS_RESIZED = 256 / 224  # the short side of a frame by that of its crop, as ViViT's authors evaluate
@@ -253,7 +253,11 @@ class Predictor:
     @functools.cached_property
     def _feature_step(self) -> Callable[..., dict[str, jax.Array]]:
         step = functools.partial(feature_step, model=self.model)
-        return jax.jit(step, static_argnames='what', out_shardings=sharding.replicated(self.mesh))
+        return jax.jit(
+            sharding.within(self.mesh, step),
+            static_argnames='what',
+            out_shardings=sharding.replicated(self.mesh),
+        )
 
     @functools.cached_property
     def _attention_step(self) -> Callable[[Any, np.ndarray], Any]:
@@ -296,19 +300,24 @@ def of_run(
     )
 
 
-def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> Predictor:
+def load(
+    path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None, *, dtype: str | None = None
+) -> Predictor:
     """Loads a trained model.
 
     Args:
         path: A workdir (its best checkpoint, else its latest), one of its `checkpoints/<step>`, or weights of any
             format that `formats.load` reads. These do not tell how videos are to be sampled: the clip is theirs,
             with a stride of 2 frames and crops of 224 / 256 of the short side, as the paper evaluates.
-        overrides: New values of configuration keys, as text: `{'data.root': '/data', 'model.dtype': 'bfloat16'}`.
+        overrides: New values of configuration keys, as text: `{'data.root': '/data', 'data.threads': '2'}`.
+        dtype: What it computes in, 'float32' or 'bfloat16', whatever it was trained in; None: in that.
 
     Raises:
-        ValueError: If there is no model, it is damaged, or of images; one line.
+        ValueError: If there is no model, it is damaged, or of images, or `dtype` is none of the two; one line.
         ImportError: If the file needs a package that is not installed; one line that names the extra.
     """
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f'dtype={dtype!r}: choose one of {", ".join(DTYPES)}')
     path = pathlib.Path(path)
     found = checkpoint.find(path)
     if found is None:
@@ -328,7 +337,9 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = Non
         # Scenic's files number their classes, and name none.
         names = names or tuple(str(k) for size in config.data.num_classes for k in range(size))
     config.data.workers = 0  # processes take longer to start than a video to read
-    config = config_module.changed(config, overrides or {})
+    # A run may have been trained where there are kernels that are not here.
+    here = {'model.attention_backend': 'auto', **(overrides or {})}
+    config = config_module.changed(config, here | ({'model.dtype': dtype} if dtype else {}))
     mesh = sharding.make_mesh(config.sharding.fsdp if jax.device_count() % config.sharding.fsdp == 0 else 1)
     placed = sharding.from_host(params, sharding.state_sharding(mesh, params))
     return Predictor(config, placed, names, mesh, folder, step)

@@ -182,16 +182,23 @@ def per_example_loss(
     return sum(losses[1:], start=losses[0]) / len(losses)
 
 
-def masked_mean(values: Float[Array, ' b'], mask: Bool[Array, ' b'] | Float[Array, ' b']) -> Float[Array, '']:
+def masked_mean(
+    values: Float[Array, ' b'],
+    mask: Bool[Array, ' b'] | Float[Array, ' b'],
+    total: Float[Array, ''] | None = None,
+) -> Float[Array, '']:
     """Weighted mean sum(w v) / sum(w), and 0 where every example is masked out.
 
     Args:
         values: one value an example. Those with weight 0 are never read, so padding may hold NaN.
         mask: False (or 0) on padding, True (or any weight >= 0) elsewhere.
+        total: what to divide by instead of the weights' sum, where these are a part of the examples: that of all.
+            The results of all parts then add up to the mean.
 
     Returns:
         The float32 mean.
     """
     weights = mask.astype(jnp.float32)
-    total = jnp.sum(jnp.where(weights > 0.0, weights * values, 0.0))
-    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
+    weighted = jnp.sum(jnp.where(weights > 0.0, weights * values, 0.0))
+    total = jnp.sum(weights) if total is None else total
+    return weighted / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)

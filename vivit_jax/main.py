@@ -12,7 +12,7 @@ Every key of the configuration (vivit_jax/config.py) is an option, --config.KEY=
 modes:
   train     train, and evaluate at the end; the same command goes on where an earlier one stopped
   eval      evaluate the best (else the latest) checkpoint of the workdir again
-  dry_run   compile and time the training step on random clips; needs no data, writes nothing
+  dry_run   try it on random clips: memory, speed, the whole run's time; needs no data, writes nothing
 
 exit codes:
   0         done
@@ -20,7 +20,8 @@ exit codes:
   2         a mistake in the command, the configuration or the data: one line on stderr says which
   130, 143  stopped by Ctrl-C or a terminate signal, after saving: the same command goes on
 
-VIVIT_JAX_TRACEBACK=1 shows where an error arose.
+Compiled programs are kept in the user's cache folder, for a quicker next start; VIVIT_JAX_COMPILE_CACHE=0 keeps none,
+JAX_COMPILATION_CACHE_DIR=FOLDER keeps them there. VIVIT_JAX_TRACEBACK=1 shows where an error arose.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line
+from vivit_jax import command_line, xla_preset
 from vivit_jax import config as config_module
 from vivit_jax.help_text import laid_out
 from vivit_jax.signals import lasting_interrupts
@@ -49,10 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traced = os.environ.get('VIVIT_JAX_TRACEBACK')
     try:
         config = config_module.load(parsed.config, overrides)
+        if told := xla_preset.apply(parsed.xla_preset):
+            print(told)
         if parsed.distributed:
             _join(parsed.distributed)
         with lasting_interrupts():
-            return _run(parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config))
+            return _run(
+                parsed.mode, config, parsed.workdir or default_workdir(parsed.config, config, parsed.mode)
+            )
     except KeyboardInterrupt:
         return _fail('stopped by SIGINT; a run goes on from its last checkpoint by the same command', 130)
     except (ValueError, OSError, ImportError) as error:
@@ -80,6 +85,13 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         'and Open MPI; elsewhere tell where process 0 listens, how many there are, and which this is (from 0)',
     )
     parser.add_argument('--mode', choices=MODES, default='train', help='default: train')
+    parser.add_argument(
+        '--xla-preset',
+        choices=tuple(xla_preset.PRESETS),
+        default='none',
+        help="flags for XLA's compiler, beside those of XLA_FLAGS; default: none. gpu: for NVIDIA GPUs, not measured "
+        'yet on one; tools/benchmark_xla.py measures them',
+    )
     parsed, rest = parser.parse_known_args(arguments)
     return parsed, command_line.overrides(parser, rest)
 
@@ -97,13 +109,16 @@ def _join(where: str) -> None:
     jax.distributed.initialize(match[1], num_processes=int(match[2]), process_id=int(match[3]))
 
 
-def default_workdir(spec: str, config: ConfigDict) -> str:
-    """Returns runs/NAME, with what was overridden after it, so that runs with other settings do not meet."""
+def default_workdir(spec: str, config: ConfigDict, mode: str = 'train') -> str:
+    """Returns runs/NAME, with what was overridden after it, so that runs with other settings do not meet.
+
+    An evaluation may compute in another type than the training did.
+    """
     changed = config_module.differences(config_module.load(spec), config)
     parts = [
         f'{key.rpartition(".")[2]}=' + re.sub(r'[^\w.]+', '_', str(value)).strip('_')
         for key, (_, value) in changed.items()
-        if key not in config_module.FREE_TO_CHANGE
+        if key not in config_module.FREE_TO_CHANGE and (mode, key) != ('eval', 'model.dtype')
     ]
     name = '-'.join([config_module.load(spec).name, *parts])
     # File systems end at 255 bytes.
@@ -114,9 +129,10 @@ def _run(mode: str, config: ConfigDict, workdir: str) -> int:
     # Not before the command line is understood: importing jax takes a while.
     import jax
 
-    from vivit_jax import closing, dry_run, evaluate, train
+    from vivit_jax import closing, compile_cache, dry_run, evaluate, train
     from vivit_jax.signals import Stopped
 
+    compile_cache.enable()
     try:
         if mode == 'dry_run':
             dry_run.dry_run(config)
@@ -134,8 +150,9 @@ def _run(mode: str, config: ConfigDict, workdir: str) -> int:
         return _fail(
             f'out of device memory with training.batch_size={config.training.batch_size}, '
             f'evaluation.batch_size={config.evaluation.batch_size}, clips of {config.data.frames} x '
-            f"{tuple(config.data.crop)} and model.dtype='{config.model.dtype}'. Try smaller batches, "
-            "model.dtype='bfloat16', fewer frames, larger tubelets, sharding.fsdp over several devices, or "
+            f"{tuple(config.data.crop)} and model.dtype='{config.model.dtype}'. Try a smaller batch, "
+            "training.accumulate=4, model.remat=block, model.dtype='bfloat16', fewer frames, larger tubelets, "
+            'sharding.fsdp over several devices, or '
             'model.attention=factorised_encoder in place of spatio_temporal',
             1,
         )

@@ -5,6 +5,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 
+def blend(
+    own: Float[Array, 'b *rest'], other: Float[Array, 'b *rest'], lam: Float[Array, '']
+) -> Float[Array, 'b *rest']:
+    """Returns lam own + (1 - lam) other, computed in float32, in the type of `own`."""
+    return (lam * own + (1.0 - lam) * other).astype(own.dtype)
+
+
+def share(rng: Key[Array, ''] | UInt32[Array, '2'], *, alpha: float) -> Float[Array, '']:
+    """Draws lam ~ Beta(alpha, alpha), float32; see `mixup`.
+
+    Raises:
+        ValueError: where alpha is not positive.
+    """
+    if not alpha > 0.0:
+        raise ValueError(f'mixup alpha {alpha} must be > 0; leave mixup out to train without')
+    return jax.random.beta(rng, alpha, alpha, dtype=jnp.float32)
+
+
 def mix(
     video: Float[Array, 'b t h w c'], targets: Float[Array, 'b k'], lam: Float[Array, '']
 ) -> tuple[Float[Array, 'b t h w c'], Float[Array, 'b k']]:
@@ -21,8 +39,7 @@ def mix(
     Returns:
         Blended clips and targets.
     """
-    mixed = lam * video + (1.0 - lam) * jnp.flip(video, axis=0)
-    return mixed.astype(video.dtype), lam * targets + (1.0 - lam) * jnp.flip(targets, axis=0)
+    return blend(video, jnp.flip(video, axis=0), lam), blend(targets, jnp.flip(targets, axis=0), lam)
 
 
 def mixup(
@@ -46,6 +63,4 @@ def mixup(
     Raises:
         ValueError: where alpha is not positive.
     """
-    if not alpha > 0.0:
-        raise ValueError(f'mixup alpha {alpha} must be > 0; leave mixup out to train without')
-    return mix(video, targets, jax.random.beta(rng, alpha, alpha, dtype=jnp.float32))
+    return mix(video, targets, share(rng, alpha=alpha))

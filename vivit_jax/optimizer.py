@@ -8,7 +8,7 @@ One step, in order (ViViT section 4.1; the arithmetic is Scenic's):
     w  <- w - lr * u                        lr read at the step before the update
     w  <- w * (1 - lr * decay)              decoupled only, on the masked leaves
 
-`adamw` differs in its last two lines, see `create_optimizer`.
+`adamw` differs in its last two lines, see `create_optimizer`. All of it is computed in float32.
 """
 
 import math
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 SCHEDULES = ('cosine', 'constant', 'steps')
 OPTIMIZERS = ('momentum', 'adam', 'adamw')
 WEIGHT_DECAY_MODES = ('l2', 'decoupled')
+STATE_DTYPES = ('float32', 'bfloat16')
 
 
 def _check(what: str, value: str, choices: tuple[str, ...]) -> None:
@@ -128,6 +129,36 @@ def decay_after_update(schedule: optax.Schedule, weight_decay: float) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
+def keep_in(
+    optimizer: optax.GradientTransformation, field: str, dtype: jax.typing.DTypeLike
+) -> optax.GradientTransformation:
+    """Keeps one field of an optimiser's state in another type between steps, and computes in float32 all the same.
+
+    Optax's own `accumulator_dtype` and `mu_dtype` multiply in that type, where the decay is rounded too: to
+    bfloat16, 0.9 is 0.8984, which shortens every step by 1.5 %, and 0.999 is 1.
+
+    Args:
+        optimizer: One whose state is a named tuple.
+        field: Of that tuple: `trace` of `optax.trace`, `mu` of `optax.scale_by_adam`.
+        dtype: To round to, to the nearest.
+
+    Returns:
+        A transformation with the same state, but for that type.
+    """
+
+    def cast(state: Any, dtype: jax.typing.DTypeLike) -> Any:
+        return state._replace(**{field: optax.tree.cast(getattr(state, field), dtype)})
+
+    def init(params: Any) -> Any:
+        return cast(optimizer.init(params), dtype)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
 def create_optimizer(
     *,
     name: str,
@@ -140,6 +171,7 @@ def create_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     epsilon: float = 1e-8,
+    state_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
     """Builds the optimiser of the module's docstring. It expects gradients averaged over all devices.
 
@@ -158,17 +190,21 @@ def create_optimizer(
         b1: decay of Adam's first moment.
         b2: decay of Adam's second moment.
         epsilon: added to the root of Adam's second moment.
+        state_dtype: in which momentum or Adam's first moment is kept between steps, 'float32' or 'bfloat16'. The
+            second moment stays float32: it moves by a thousandth a step, and bfloat16 has steps of a 128th. For
+            the same reason it is made for a momentum or b1 of about 0.9: at 0.99 changes begin to be lost.
 
     Returns:
         An optax transformation; `update` needs the parameters. Its state is plain optax tuples of fresh
         arrays.
 
     Raises:
-        ValueError: an unknown name, mode or mask, a negative decay or norm, or adamw with 'l2'.
+        ValueError: an unknown name, mode, mask or type, a negative decay or norm, or adamw with 'l2'.
     """
     _check('optimizer', name, OPTIMIZERS)
     _check('weight_decay_mode', weight_decay_mode, WEIGHT_DECAY_MODES)
     _check('weight_decay_mask', weight_decay_mask, tuple(MASKS))
+    _check('state_dtype', state_dtype, STATE_DTYPES)
     if weight_decay < 0 or max_grad_norm < 0:
         raise ValueError(f'weight_decay {weight_decay} and max_grad_norm {max_grad_norm} must be >= 0')
     if name == 'adamw' and weight_decay_mode == 'l2':
@@ -180,9 +216,10 @@ def create_optimizer(
     if max_grad_norm > 0:
         pieces.append(optax.clip_by_global_norm(max_grad_norm))
     if name == 'momentum':
-        pieces.append(optax.trace(momentum))
+        piece, moment = optax.trace(momentum), 'trace'
     else:
-        pieces.append(optax.scale_by_adam(b1, b2, epsilon))
+        piece, moment = optax.scale_by_adam(b1, b2, epsilon), 'mu'
+    pieces.append(piece if state_dtype == 'float32' else keep_in(piece, moment, state_dtype))
     if weight_decay > 0 and name == 'adamw':
         pieces.append(optax.add_decayed_weights(weight_decay, mask))
     pieces.append(optax.scale_by_learning_rate(schedule))

@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -12,15 +13,17 @@ from ml_collections import ConfigDict
 
 from vivit_jax import evaluate, experiment, init_from, sharding
 from vivit_jax.checkpoint import Checkpoints
+from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.record import Source
 from vivit_jax.describing import describe, describe_data
 from vivit_jax.formats.account import Account
-from vivit_jax.formats.weights import Weights
+from vivit_jax.formats.weights import Weights, flat, nested
 from vivit_jax.models.cost import multiply_adds
 from vivit_jax.telling import eta
 from vivit_jax.telling.clock import Clock
 from vivit_jax.telling.facts import RunFacts
+from vivit_jax.telling.memory import Memory, predicted
 from vivit_jax.telling.peak_flops import peak_flops
 from vivit_jax.telling.terminal import Terminal
 from vivit_jax.train_step import TrainState, create_state, train_step
@@ -57,6 +60,7 @@ class Run:
         self.started: list[str] = []
         self.clock = Clock()
         self.score = ''
+        self.compiled: jax.stages.Compiled | None = None
         training = config.training
         self.create = functools.partial(
             create_state,
@@ -80,8 +84,10 @@ class Run:
             ema_decay=training.ema_decay,
             seed=config.seed,
             learns=jax.tree.map(bool, self.factors),
+            accumulate=training.accumulate,
+            mesh=self.mesh,
         )
-        self.step = jax.jit(
+        self.jitted = jax.jit(
             step,
             donate_argnums=0,
             in_shardings=(self.placement, sharding.batch_sharding(self.mesh)),
@@ -127,11 +133,35 @@ class Run:
         state = jax.jit(self.create, out_shardings=self.placement)()
         if weights is None:
             return state
-        params, self.account = init_from.initialise(self.config, sharding.to_host(state.params), weights)
-        params = sharding.from_host(params, self.placement.params)
+        # The model stays where it is: only what the weights bring goes to the devices, to each its part.
+        fresh, where = flat(state.params), flat(self.placement.params)
+        blank = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in fresh.items()}
+        filled, self.account = init_from.initialise(self.config, nested(blank), weights)
+        kept = {name for name, change in self.account.changes.items() if change.action == 'fresh'}
+        params = nested(
+            {
+                name: fresh[name] if name in kept else sharding.from_host(array, where[name])
+                for name, array in flat(filled).items()
+            }
+        )
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
         self.started = init_from.describe(self.account, self.config, self.factors)
         return state.replace(params=params, ema=ema)
+
+    def compile(self, state: TrainState, batch: pipeline.Batch) -> Memory | None:
+        """Compiles the step for batches like this one; says and returns what training will hold, where XLA tells."""
+        self.compiled = self.jitted.lower(state, batch).compile()
+        saving = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        memory = predicted(self.compiled, batch, ahead=self.config.data.prefetch + 1, saving=saving)
+        if memory is not None:
+            self.terminal.say(f'  {"memory":<9} {memory.describe()}', indent=14)
+            if warning := memory.warning():
+                warnings.warn(warning, stacklevel=2)
+        return memory
+
+    def step(self, state: TrainState, batch: pipeline.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes a step, see `train_step`; the state that it is given is gone then."""
+        return (self.compiled or self.jitted)(state, batch)
 
     def save(
         self, checkpoints: Checkpoints, state: TrainState, step: int, metrics: dict[str, float] | None = None

@@ -4,7 +4,10 @@ Scenic trained with `pmap`, a program a device; here one `jit`-compiled program 
 places the parts, so that gradients are averaged before they are clipped and nothing is written twice.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -34,6 +37,22 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     # Automatic axes: linen modules do not know of explicitly sharded ones.
     shape = (len(devices) // fsdp, fsdp)
     return jax.make_mesh(shape, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def in_use(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Returns a context in which what is traced knows its mesh; nothing changes if there is none."""
+    return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def within(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function, to be compiled, that knows its mesh: kernels of accelerators split themselves by it."""
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with in_use(mesh):
+            return function(*args, **kwargs)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -66,6 +85,27 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, P(*('fsdp' if axis == split else None for axis in range(array.ndim))))
 
     return jax.tree.map(one, tree)
+
+
+def gathered(tree: Any, but: str = '') -> Any:
+    """Brings parameters together on every device of the mesh in use, as long as what takes them computes.
+
+    Left to itself the compiler leaves parameters split and gathers the activations of the whole batch instead, on
+    every device. Without a mesh in use (`in_use`), or with one that is not of `make_mesh`, nothing is done.
+
+    Args:
+        tree: Parameters.
+        but: Those with this in their path stay as they are, if it is not empty.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1:
+        return tree
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        if but and but in jax.tree_util.keystr(path):
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, P())
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def to_host(tree: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vivit_jax import checkpoint, closing, evaluate, experiment, inference, init_from
+from vivit_jax import checkpoint, closing, compile_cache, evaluate, experiment, inference, init_from
 from vivit_jax.bad_videos import BadVideos, check_agreement
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
@@ -129,8 +129,10 @@ def _loop(
             if previous is None:
                 # Compilation is over once the first step is: it is not to blur the rates.
                 with terminal.phase('compiling'), clock.aside(spent.compiling):
+                    with compile_cache.watched() as kept:
+                        facts.predicted = run.compile(state, batch)
                     state, scalars = jax.block_until_ready(run.step(state, batch))
-                terminal.say(f'compiled in {spent.compiling[-1]:.1f} s')
+                terminal.say(f'compiled in {spent.compiling[-1]:.1f} s{kept}')
                 clock.start()
             else:
                 dry = previous['loss'].is_ready()  # the device had nothing to do

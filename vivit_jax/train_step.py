@@ -1,15 +1,18 @@
 """One step of training: what it changes, and how."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
-from vivit_jax import evaluate, losses
+from vivit_jax import augment, evaluate, losses, mixup, sharding
 from vivit_jax.data import pipeline
-from vivit_jax.mixup import mixup
 from vivit_jax.models.vivit import ViViT
 from vivit_jax.optimizer import ema_update
 
@@ -58,15 +61,18 @@ def train_step(
     ema_decay: float,
     seed: int,
     learns: Any = True,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of gradient descent.
 
-    The batch is seen whole, however it is split over devices: its gradient is the average over all examples
-    before it is clipped. Randomness comes from the seed and the step alone.
+    The batch is seen whole, however it is split over devices and micro-batches: its gradient is the average over
+    all examples before it is clipped. Randomness comes from the seed and the step, with several micro-batches that
+    of dropout and stochastic depth from the micro-batch's number as well.
 
     Args:
         state: Where training stands.
-        batch: `video` `[b t h w c]`, `label`, `mask` as the pipeline gives them.
+        batch: `video` `[b t h w c]`, `label`, `mask` as the pipeline gives them, and what `augment.augment` is to do.
         model: The model.
         optimizer: See `optimizer.create_optimizer`.
         loss: One of `losses.LOSSES`.
@@ -78,25 +84,44 @@ def train_step(
         learns: Which parameters do: a bool, or a tree of one for each parameter. The others stay as they are, bit
             for bit, their average too, and cost no backward pass; see `learning_rates.scale_updates` for the
             optimiser's side.
+        accumulate: Micro-batches that are gone through one after the other, to need the memory of one of them. Times
+            the devices it divides b.
+        mesh: The devices over which the batch is split, None for one.
 
     Returns:
         The next state, and float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`.
     """
     mixup_rng, dropout_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    video = evaluate.to_float(batch['video'])
-    targets = losses.one_hot_targets(batch['label'], head_sizes)
-    if mixup_alpha:
-        video, targets = mixup(mixup_rng, video, targets, alpha=mixup_alpha)
+    share = mixup.share(mixup_rng, alpha=mixup_alpha) if mixup_alpha else None
+    parts = micro_batches(batch, accumulate, mesh)
+    examples = jnp.sum(batch['mask'].astype(jnp.float32))
+    learns = jax.tree.broadcast(learns, state.params)
 
-    def mean_loss(params: Any) -> jax.Array:
-        params = jax.tree.map(lambda yes, w: w if yes else jax.lax.stop_gradient(w), learns, params)
-        logits, _ = model.apply({'params': params}, video, train=True, rngs={'dropout': dropout_rng})
+    def loss_of_part(learning: Any, number: ArrayLike) -> jax.Array:
+        params = jax.tree.map(lambda yes, w, kept: w if yes else kept, learns, learning, state.params)
+        part = take(parts, number, mesh)
+        video, targets = floats(part, head_sizes)
+        if share is not None:
+            # What example i of the batch meets, b - 1 - i, is its mirror image in the mirrored micro-batch.
+            mirrored = part if accumulate == 1 else take(parts, accumulate - 1 - number, mesh)
+            partners, their_targets = floats(
+                jax.tree.map(lambda rows: jnp.flip(rows, axis=0), mirrored), head_sizes
+            )
+            video = mixup.blend(video, partners, share)
+            targets = mixup.blend(targets, their_targets, share)
+        rng = jax.random.fold_in(dropout_rng, number) if accumulate > 1 else dropout_rng
+        with sharding.in_use(mesh):
+            # Blocks gather theirs themselves, one at a time.
+            params = sharding.gathered(params, but='encoderblock_')
+            logits, _ = model.apply({'params': params}, video, train=True, rngs={'dropout': rng})
         each = losses.per_example_loss(
             logits, targets, loss=loss, head_sizes=head_sizes, label_smoothing=label_smoothing
         )
-        return losses.masked_mean(each, batch['mask'])
+        return losses.masked_mean(each, part['mask'], examples)
 
-    value, gradient = jax.value_and_grad(mean_loss)(state.params)
+    learning = jax.tree.map(lambda yes, w: w if yes else None, learns, state.params)
+    value, gradient = sum_of_gradients(loss_of_part, learning, accumulate)
+    gradient = jax.tree.map(lambda yes, g, w: g if yes else jnp.zeros_like(w), learns, gradient, state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = jax.tree.map(lambda yes, new, old: new if yes else old, learns, params, state.params)
@@ -110,3 +135,46 @@ def train_step(
         'update_norm': optax.global_norm(updates),
     }
     return TrainState(state.step + 1, params, opt_state, ema), scalars
+
+
+def micro_batches(batch: pipeline.Batch, accumulate: int, mesh: Mesh | None = None) -> pipeline.Batch:
+    """Cuts every array of a batch, `[b ...]`, into `[accumulate, b / accumulate, ...]`.
+
+    Each device keeps its own rows: a micro-batch has the next few of every device, and nothing is sent. On d devices
+    micro-batch j takes rows j r to (j + 1) r of the b / d on each, r = b / d / accumulate, in order; so the mirror
+    image of micro-batch j, row i for row b - 1 - i, is micro-batch accumulate - 1 - j backwards.
+    """
+    devices = 1 if mesh is None else mesh.size
+
+    def cut(rows: jax.Array) -> jax.Array:
+        return rearrange(rows, '(d j r) ... -> j (d r) ...', d=devices, j=accumulate)
+
+    return jax.tree.map(cut, batch)
+
+
+def take(parts: pipeline.Batch, number: ArrayLike, mesh: Mesh | None) -> pipeline.Batch:
+    """Returns one of the `micro_batches`, its rows split over the mesh, its clips augmented as it tells."""
+    part = jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, number, keepdims=False), parts)
+    if mesh is not None:
+        part = jax.lax.with_sharding_constraint(part, sharding.batch_sharding(mesh))
+    return part | {'video': augment.augment(part)}
+
+
+def floats(part: pipeline.Batch, head_sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns videos `[b t h w c]` in [-1, 1] and targets `[b k]`, both floats."""
+    return evaluate.to_float(part['video']), losses.one_hot_targets(part['label'], head_sizes)
+
+
+def sum_of_gradients(
+    loss_of_part: Callable[[Any, ArrayLike], jax.Array], params: Any, parts: int
+) -> tuple[jax.Array, Any]:
+    """Returns the sum of `loss_of_part(params, number)` over the numbers below `parts`, and its gradient."""
+    both = jax.value_and_grad(loss_of_part)
+    if parts == 1:
+        return both(params, 0)
+
+    def add(sums: Any, number: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, both(params, number)), None
+
+    none_yet = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, none_yet, jnp.arange(parts))[0]

@@ -78,9 +78,19 @@ class MovingDigits:
         """Returns the record at `index`, with frames uint8 `[t canvas canvas 1]`."""
         if not 0 <= index < self._size:
             raise IndexError(f'moving digits: index {index} must be in [0, {self._size})')
+        # The motion is drawn when it is read: every run lists all records of its splits.
+        return Record(
+            name=f'{self._split}/{index:06d}',
+            label=index % len(DIRECTIONS),
+            num_frames=self._frames,
+            frame_size=(self._canvas, self._canvas),
+            read=functools.partial(self._read, index),
+        )
+
+    def _read(self, index: int, indices: Integer[np.ndarray, ' t']) -> UInt8[np.ndarray, 't h w 1']:
+        """Draws the frames `indices` of a clip."""
         base = self._split.split('_')[0]
         rng = np.random.default_rng((self._seed, list(DIGITS).index(base), index))
-        label = index % len(DIRECTIONS)
         digit = DIGITS[base][rng.integers(len(DIGITS[base]))]
         speed = rng.integers(1, 2, endpoint=True)
         start = rng.integers(self._canvas, size=2)
@@ -90,14 +100,9 @@ class MovingDigits:
             times = rng.permutation(times)
         elif self._split == 'test_still':
             times = np.full_like(times, rng.integers(self._frames))
-        corners = start + times[:, np.newaxis] * speed * list(DIRECTIONS.values())[label]
-        return Record(
-            name=f'{self._split}/{index:06d}',
-            label=label,
-            num_frames=self._frames,
-            frame_size=(self._canvas, self._canvas),
-            read=functools.partial(_draw_frames, digit, corners, self._canvas),
-        )
+        direction = list(DIRECTIONS.values())[index % len(DIRECTIONS)]
+        corners = start + times[:, np.newaxis] * speed * direction
+        return _draw_frames(digit, corners, self._canvas, indices)
 
 
 @functools.cache

@@ -48,6 +48,7 @@ class TrainingExamples:
         stride: Frames of the video from one to the next.
         short: What a video shorter than its clip does, see `clips.random_clip`.
         augmentation: Transforms, in order.
+        on_device: Transforms after these that are left to the training step: the example brings what they draw.
         bad_files: Where examples that cannot be read are named.
     """
 
@@ -59,10 +60,11 @@ class TrainingExamples:
     stride: int
     short: str
     augmentation: tuple[Callable[..., np.ndarray], ...]
+    on_device: tuple[transforms.OnDevice, ...] = ()
     bad_files: BadFiles | None = None
 
     def __call__(self, position: int) -> Example:
-        """Returns `video` `[t h w c]`, `label`, `mask` and `index`."""
+        """Returns `video` `[t h w c]`, `label`, `mask` and `index`; and an entry for each of `on_device`."""
         epoch, place = divmod(position, len(self.source))
         index = int(self.order(epoch)[place])
         rng = np.random.default_rng((self.seed, position))
@@ -79,7 +81,9 @@ class TrainingExamples:
                 _name_bad(self.bad_files, self.split, record.name, cause, 'while training')
                 index = int(self.order(epoch)[rng.integers(len(self.source))])
                 continue
-            return _example(transforms.apply(self.augmentation, pixels, rng), record.label, index, mask=True)
+            video = transforms.apply(self.augmentation, pixels, rng)
+            drawn = {each.entry: each.draw(video, rng) for each in self.on_device}
+            return _example(video, record.label, index, mask=True) | drawn
         raise ValueError(f'{ATTEMPTS} examples of {self.split!r} in a row cannot be read, the last: {cause}')
 
 
@@ -153,6 +157,16 @@ class _Rows:
         return self.read(step * self.batch_size + self.process * (self.batch_size // self.processes) + place)
 
 
+def _filled(batch: Example, rows: int) -> Example:
+    """Returns a batch with as many rows as it should have: its first row again and again, masked."""
+    lacking = rows - len(batch['mask'])
+    if lacking == 0:
+        return batch
+    filled = {name: np.concatenate([got, np.repeat(got[:1], lacking, axis=0)]) for name, got in batch.items()}
+    filled['mask'][-lacking:] = False
+    return filled
+
+
 @contextlib.contextmanager
 def batches(
     read: Callable[[int], Example],
@@ -164,6 +178,7 @@ def batches(
     threads: int,
     workers: int,
     prefetch: int,
+    length: int | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Iterates over the batches of steps `first_step` to `last_step - 1`, read ahead and put on the devices.
 
@@ -178,6 +193,8 @@ def batches(
         threads: That read, in each worker.
         workers: Processes that read; 0 reads in threads of this one.
         prefetch: Batches that wait on the device.
+        length: Examples in all, where these fill the last batch in part only: the rest of it is masked copies, which
+            are not read. None: every row is read.
 
     Raises:
         ValueError: If the batch cannot be split evenly over the devices.
@@ -187,14 +204,22 @@ def batches(
     if batch_size % devices or batch_size < 1:
         raise ValueError(f'a batch of {batch_size} examples cannot be split evenly over {devices} devices')
     rows = batch_size // processes
+    missing = 0
+    if length is not None:
+        own = length - (last_step - 1) * batch_size - jax.process_index() * rows
+        # A process that none is left for reads one all the same, as only that tells the shape of its padding.
+        missing = rows - min(max(own, 1), rows)
     reading = grain.ReadOptions(num_threads=max(threads, 1), prefetch_buffer_size=max(2 * threads, rows))
-    examples = grain.MapDataset.range(first_step * rows, last_step * rows)
+    examples = grain.MapDataset.range(first_step * rows, last_step * rows - missing)
     dataset = examples.map(_Rows(read, batch_size, jax.process_index(), processes)).to_iter_dataset(reading)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags, which only main parses
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    dataset = dataset.batch(rows).map(functools.partial(sharding.to_global, mesh=mesh))
+    dataset = dataset.batch(rows)
+    if missing:
+        dataset = dataset.map(functools.partial(_filled, rows=rows))
+    dataset = dataset.map(functools.partial(sharding.to_global, mesh=mesh))
     iterator = iter(
         grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=max(prefetch, 1))
     )

@@ -4,17 +4,21 @@ A transform is called with (clip `[t h w c]`, numpy Generator) and draws once: a
 treated alike, so that augmentation looks like another camera, not like motion. Geometric transforms take
 uint8 in [0, 255] or float32 in [-1, 1], with 1 to 4 channels; colour needs uint8 RGB.
 
+A flip and colours can be left to the training step: `leave_to_device` splits them off, their `draw` is called here
+where they would have been, and `vivit_jax.augment` changes the pixels there.
+
 Source: Arnab et al. 2021, section 4.1 and appendix, with the ranges of DMVR (`processors.py`), which Scenic
 reads its videos with.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import cv2
 import numpy as np
 from einops import rearrange, repeat
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from vivit_jax.data import randaugment
 
@@ -26,6 +30,8 @@ Resized = Shaped[np.ndarray, 't y x c']  # the same clip at another height and w
 # A clip's frames on top of one another, in [0, 1]: OpenCV converts them in one call.
 RGB = Float32[np.ndarray, 'th w 3']
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# Brightness that is added, factors of saturation and contrast, turns of the hue: those of a clip left as it is.
+UNCHANGED = (0.0, 1.0, 1.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +95,19 @@ class CentreCrop:
 class RandomFlip:
     """Mirrors left and right with a probability in [0, 1]."""
 
+    entry: ClassVar[str] = 'flip'  # of an example, with what was drawn, where the device does it
     probability: float
 
     def __post_init__(self):
         _check_probability('flip', self.probability)
 
+    def draw(self, clip: Clip, rng: np.random.Generator) -> Bool[np.ndarray, '']:
+        """Draws whether the clip is to be mirrored."""
+        return np.asarray(rng.random() < self.probability)
+
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         """Returns the clip, mirrored or not."""
-        if rng.random() >= self.probability:
+        if not self.draw(clip, rng):
             return clip
         # Copied row by row, then mirrored by OpenCV: eight times as fast as a view that numpy copies by the pixel.
         return cv2.flip(rearrange(clip, 't h w c -> (t h) w c'), 1).reshape(clip.shape)
@@ -114,6 +125,7 @@ class ColourJitter:
         hue: Largest turn of HSV's hue, in turns of the colour circle.
     """
 
+    entry: ClassVar[str] = 'colour'
     probability: float
     brightness: float = 32 / 255
     saturation: tuple[float, float] = (0.6, 1.4)
@@ -123,35 +135,56 @@ class ColourJitter:
     def __post_init__(self):
         _check_probability('colour_jitter', self.probability)
 
+    def draw(self, clip: Clip, rng: np.random.Generator) -> Float32[np.ndarray, '4']:
+        """Draws brightness, saturation, contrast and hue, see `UNCHANGED`; a ValueError as of a call."""
+        return np.array(self._draw(clip, rng), np.float32)
+
     def __call__(self, clip: Clip, rng: np.random.Generator) -> UInt8[np.ndarray, 't h w 3']:
         """Returns the clip, changed or not; a ValueError if it is not uint8 with 3 channels."""
+        drawn = self._draw(clip, rng)
+        if drawn == UNCHANGED:
+            return clip
+        brightness, saturation, contrast, hue = drawn
+        image = rearrange(clip, 't h w c -> (t h) w c') * np.float32(1 / 255)
+        image += np.float32(brightness)
+        image = _scale_saturation(np.clip(image, 0, 1, out=image), saturation)
+        image = _scale_contrast(image, len(clip), contrast)
+        image = _turn_hue(np.clip(image, 0, 1, out=image), hue)
+        return cv2.convertScaleAbs(image, alpha=255).reshape(clip.shape)
+
+    def _draw(self, clip: Clip, rng: np.random.Generator) -> tuple[float, ...]:
         randaugment.check_colour(clip)
         if rng.random() >= self.probability:
-            return clip
-        image = rearrange(clip, 't h w c -> (t h) w c') * np.float32(1 / 255)
-        image += np.float32(rng.uniform(-self.brightness, self.brightness))
-        image = _scale_saturation(np.clip(image, 0, 1, out=image), rng.uniform(*self.saturation))
-        image = _scale_contrast(image, len(clip), rng.uniform(*self.contrast))
-        image = _turn_hue(np.clip(image, 0, 1, out=image), rng.uniform(-self.hue, self.hue))
-        return cv2.convertScaleAbs(image, alpha=255).reshape(clip.shape)
+            return UNCHANGED
+        ranges = ((-self.brightness, self.brightness), self.saturation, self.contrast, (-self.hue, self.hue))
+        return tuple(rng.uniform(low, high) for low, high in ranges)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColourDrop:
     """Turns the clip grey, keeping its 3 channels, with a probability in [0, 1]."""
 
+    entry: ClassVar[str] = 'grey'
     probability: float
 
     def __post_init__(self):
         _check_probability('colour_drop', self.probability)
 
+    def draw(self, clip: Clip, rng: np.random.Generator) -> Bool[np.ndarray, '']:
+        """Draws whether the clip is to be grey; a ValueError as of a call."""
+        randaugment.check_colour(clip)
+        return np.asarray(rng.random() < self.probability)
+
     def __call__(self, clip: Clip, rng: np.random.Generator) -> UInt8[np.ndarray, 't h w 3']:
         """Returns the clip, grey or not; a ValueError if it is not uint8 with 3 channels."""
-        randaugment.check_colour(clip)
-        if rng.random() >= self.probability:
+        if not self.draw(clip, rng):
             return clip
         grey = cv2.cvtColor(rearrange(clip, 't h w c -> (t h) w c'), cv2.COLOR_RGB2GRAY)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB).reshape(clip.shape)
+
+
+# What the training step can do in the place of the host.
+OnDevice = RandomFlip | ColourJitter | ColourDrop
 
 
 def spatial_views(clip: Clip, size: tuple[int, int], views: int) -> Shaped[np.ndarray, 'v t y x c']:
@@ -228,6 +261,34 @@ def training_transforms(
     if colour_drop:
         chain.append(ColourDrop(probability=colour_drop))
     return tuple(chain)
+
+
+def leave_to_device(chain: Sequence[Transform]) -> tuple[tuple[Transform, ...], tuple[OnDevice, ...]]:
+    """Splits a clip's transforms into what the host does and what the device does afterwards.
+
+    The device comes last, so only the end of the chain can be left to it: a flip before RandAugment, say, stays
+    with the host, since a square that RandAugment cuts out is not to be mirrored.
+
+    Args:
+        chain: All transforms, in order: of `training_transforms`, maybe with others after them.
+
+    Returns:
+        The host's transforms; and the flip and colours that nothing of the host's follows, one at least.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    ends = len(chain)
+    while ends and isinstance(chain[ends - 1], OnDevice):
+        ends -= 1
+    last = tuple(transform for transform in chain[ends:] if isinstance(transform, OnDevice))
+    if not last:
+        raise ValueError(
+            "data.augment_on='device' leaves the device nothing to do: data.flip, data.colour_jitter and "
+            'data.colour_drop are 0, or what only the host does comes after them (data.randaugment_layers, '
+            "data.volume_augment): choose 'host'"
+        )
+    return tuple(chain[:ends]), last
 
 
 def apply(transforms: Sequence[Transform], clip: Clip, rng: np.random.Generator) -> Resized:

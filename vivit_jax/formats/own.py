@@ -6,7 +6,7 @@ from typing import Any
 
 from vivit_jax import checkpoint
 from vivit_jax.formats.containers import read_json
-from vivit_jax.formats.weights import Origin, Weights, flat
+from vivit_jax.formats.weights import RUNTIME, Origin, Weights, flat
 from vivit_jax.models.embed import token_grid
 
 
@@ -23,7 +23,8 @@ def load(path: pathlib.Path) -> Weights:
     """
     saved = checkpoint.read(path)
     config = saved.meta['config']
-    model = {name: tuple(v) if isinstance(v, list) else v for name, v in config['model'].items()}
+    fields = {name: value for name, value in config['model'].items() if name not in RUNTIME}
+    model = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     arrays = flat(saved.params)
     head = arrays.get('output_projection/kernel')
     frames = model['sampled_frames'] or config['data']['frames']

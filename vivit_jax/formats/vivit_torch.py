@@ -7,7 +7,7 @@ from typing import Any
 
 from vivit_jax.formats.containers import write_json, write_safetensors
 from vivit_jax.formats.torch_names import pairs
-from vivit_jax.formats.weights import Conversion, Weights, flat
+from vivit_jax.formats.weights import RUNTIME, Conversion, Weights, flat
 from vivit_jax.models.embed import token_grid
 from vivit_jax.models.vivit import ViViT, create_model
 
@@ -47,12 +47,9 @@ def convert(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | No
 
 
 def settings(vivit: ViViT) -> dict[str, Any]:
-    """Returns all keyword arguments that `create_model` makes this model of, without the number of classes."""
-    fields = [
-        field.name
-        for field in dataclasses.fields(vivit)
-        if field.name not in ('num_classes', 'parent', 'name')
-    ]
+    """Returns the keyword arguments that `create_model` makes this model of, but for the classes and `RUNTIME`."""
+    left_out = ('num_classes', 'parent', 'name', *RUNTIME)
+    fields = [field.name for field in dataclasses.fields(vivit) if field.name not in left_out]
     return {name: getattr(vivit, name) for name in fields}
 
 

@@ -26,6 +26,9 @@ KINDS = (
     'timm',
 )
 
+# Fields of a model that tell how a machine runs it, not what it computes, each with what runs on every machine.
+RUNTIME: dict[str, Any] = {'attention_backend': 'xla', 'scan_layers': False, 'remat': 'none'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -46,7 +49,7 @@ class Weights:
 
     Attributes:
         params: Nested dict of float32 arrays, named as `ViViT`'s parameters, complete for `model`.
-        model: Keyword arguments of `create_model`: sizes, activation and epsilon as the file tells.
+        model: Keyword arguments of `create_model`, but `RUNTIME`: sizes, activation and epsilon as the file tells.
         num_classes: Classes of the head; 0 when there is none, or none that ViViT has.
         kind: The format, one of `KINDS`.
         path: The file.

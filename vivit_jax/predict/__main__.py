@@ -4,7 +4,7 @@ examples:
   python -m vivit_jax.predict clip.mp4 --checkpoint=runs/my_videos
   python -m vivit_jax.predict VIDEOS/ '*.avi' list.csv --checkpoint=runs/my_videos --output=predictions.csv
   python -m vivit_jax.predict long.mp4 --checkpoint=runs/my_videos --window=10 --every=5 --timeline=long.png
-  python -m vivit_jax.predict VIDEOS/ --checkpoint=runs/my_videos --features=features.npz
+  python -m vivit_jax.predict VIDEOS/ --checkpoint=runs/my_videos --features=features.npz --dtype=bfloat16
   python -m vivit_jax.predict test:3 --checkpoint=runs/my_videos --views=1 --top=3
   python -m vivit_jax.predict clip.mp4 --checkpoint=runs/my_videos --json | jq .top
 
@@ -15,7 +15,7 @@ what a NAME may be:
 
 A run's folder tells all that is needed: the configuration, the names of the classes, how videos are brought to the
 model. Frames, views and averaging are those of --mode=eval. Keys of the configuration are options too:
---config.data.root=ROOT if the run's data has moved, --config.model.dtype=bfloat16. See docs/predict.md.
+--config.data.root=ROOT if the run's data has moved, --config.data.threads=2. See docs/predict.md.
 
 exit codes:
   0 done; 1 some of the files could not be read, named on stderr with their causes; 2 none could, or a mistake in the
@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # importing jax takes a while, and --help needs none
     from vivit_jax.inference import Prediction, Predictor
 
 FEATURES = ('pre_logits', 'encoded', 'tokens')
+DTYPES = ('float32', 'bfloat16')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +99,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add('--top', type=int, default=5, metavar='N', help='classes of each head; 0: all; default: 5')
     add('--views', metavar='TxS', help="clips times crops to average, as 4x3 or 1; default: the run's")
     add('--batch_size', type=int, default=0, metavar='N', help="clips computed at once; default: the run's")
+    add('--dtype', metavar='TYPE', help='compute in float32 or bfloat16; default: in what the run trained in')
     add('--window', type=float, default=0.0, metavar='S', help='seconds: predict each part of this length')
     add('--every', type=float, default=0.0, metavar='S', help='seconds between their beginnings; default: S')
     add('--timeline', metavar='FILE.png', help='draw the probabilities of the windows over time')
@@ -122,6 +124,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f'--output={options.output}: write FILE.csv, FILE.json or FILE.jsonl')
     if options.top < 0 or options.batch_size < 0:
         raise ValueError(f'--top={options.top}, --batch_size={options.batch_size}: must not be below 0')
+    if options.dtype not in (None, *DTYPES):
+        raise ValueError(f'--dtype={options.dtype}: choose one of {", ".join(DTYPES)}')
     if options.timeline and not options.window:
         raise ValueError('--timeline needs a --window, as --window=2')
     if options.json and options.csv:
@@ -164,13 +168,16 @@ def predict(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         raise ValueError(
             f'--config.data.workers={workers}: predict reads in this process alone; set --config.data.threads'
         )
+    if options.dtype and (other := overrides.get('model.dtype', options.dtype)) != options.dtype:
+        raise ValueError(f'--dtype={options.dtype} and --config.model.dtype={other}: choose one')
     notes = rich.console.Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     out = rich.console.Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     with Progress(out if out.is_terminal else notes) as progress:
         with progress.phase('loading the model'):
-            from vivit_jax import experiment, inference
+            from vivit_jax import compile_cache, experiment, inference
 
-            model = inference.load(options.checkpoint, overrides)
+            compile_cache.enable()
+            model = inference.load(options.checkpoint, overrides, dtype=options.dtype)
         looking = experiment.examination(model.config, progress.counter('looking into files'))
         source = model.open(options.names, window=options.window, every=options.every, looking=looking)
         for name, cause in source.bad:

@@ -227,6 +227,10 @@ def _metrics(columns: Sequence[tuple[str, Run, Mapping[str, Estimate]]], split: 
     if any(views):
         told = (Cell(' × '.join(map(str, each)), None, 'number') for each in views)
         rows.append(['Views of each (time × space)', *told])
+    trained = [run.config['model.dtype'] for _, run, _ in columns]
+    types = [run.results[split or label].get('dtype', run.config['model.dtype']) for label, run, _ in columns]
+    if types != trained:
+        rows.append(['Computed in', *(Cell(dtype, None, 'number') for dtype in types)])
     return table(['', *(label for label, _, _ in columns)], rows, kind='metrics')
 
 

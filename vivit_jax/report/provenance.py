@@ -127,7 +127,10 @@ def _times(facts: dict[str, Any]) -> list[tuple[str, Content]]:
         rows.append(('arithmetic', told))
     if facts.get('peak_memory_bytes'):
         kind = facts.get('peak_memory_kind') or 'unknown'
-        rows.append(('peak memory', f'{wording.memory(facts["peak_memory_bytes"])} ({kind})'))
+        told = f'{wording.memory(facts["peak_memory_bytes"])} ({kind})'
+        if facts.get('predicted_memory_bytes'):
+            told += f'; predicted for training: {wording.memory(facts["predicted_memory_bytes"])}'
+        rows.append(('peak memory', told))
     return rows
 
 

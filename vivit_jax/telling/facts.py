@@ -20,6 +20,7 @@ import jax
 import vivit_jax
 from vivit_jax.signals import Stopped
 from vivit_jax.telling.eta import Spent
+from vivit_jax.telling.memory import Memory
 from vivit_jax.telling.peak_flops import Peak
 from vivit_jax.telling.terminal import duration, gibibytes, rate
 
@@ -52,6 +53,9 @@ class RunFacts:
         batch_size: Clips of a step.
         peak: What the devices can do.
         spent: Where the run's time goes; read at every writing.
+
+    Attributes:
+        predicted: What training was predicted to hold; None before its step is compiled.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class RunFacts:
     ):
         self._path = folder / NAME
         self._model, self._batch_size, self._peak, self._spent = model, batch_size, peak, spent
+        self.predicted: Memory | None = None
         before = _read(self._path) if first_step else {}
         self._before = before
         self._sessions: list[dict[str, Any]] = [
@@ -170,13 +175,14 @@ class RunFacts:
         }
 
     def _memory(self) -> dict[str, Any]:
-        """Returns the peak of memory: of a device where it tells, else of this process."""
+        """Returns the peak of memory, of a device where it tells, else of this process; and what was predicted."""
         device = device_memory()
         kind = 'resident set' if device is None else 'device'
         peak = resident_memory() if device is None else device
         if self._before.get('peak_memory_kind') == kind:
             peak = max(peak, self._before['peak_memory_bytes'])
-        return {'peak_memory_bytes': peak, 'peak_memory_kind': kind}
+        predicted = self.predicted.total if self.predicted else self._before.get('predicted_memory_bytes')
+        return {'peak_memory_bytes': peak, 'peak_memory_kind': kind, 'predicted_memory_bytes': predicted}
 
 
 def about() -> dict[str, Any]:

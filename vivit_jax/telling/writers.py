@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import sys
+from types import ModuleType
 
 import jax
 
@@ -19,9 +21,7 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        # Not at the top: it imports PyTorch wherever that is installed.
-        import tensorboardX
-
+        tensorboardX = _tensorboard()
         path = folder / 'metrics.jsonl'
         cut_back(path, resume_step)
         self._file = path.open('a', encoding='utf-8')
@@ -43,6 +43,19 @@ class MetricWriter:
         self._file.flush()
         for name, value in scalars.items():
             self._events.add_scalar(f'{split}/{name}', value, step)
+
+
+def _tensorboard() -> ModuleType:
+    """Imports tensorboardX, which imports PyTorch wherever that is installed, to no use here: it takes seconds."""
+    hidden = 'torch' not in sys.modules
+    if hidden:
+        sys.modules['torch'] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules['torch']
+    return tensorboardX
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:
