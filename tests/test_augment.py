@@ -12,7 +12,7 @@ from conftest import load_tool
 from ml_collections import ConfigDict
 
 from tiny import DIGITS, SETTINGS
-from vivit_jax import augment, experiment, sharding, train
+from vivit_jax import augment, experiment, feeding, sharding, train
 from vivit_jax.config import load
 from vivit_jax.data import pipeline, transforms
 from vivit_jax.data.record import Record
@@ -308,5 +308,5 @@ def test_pictures_of_a_batch_show_what_the_step_makes_of_it():
         shown.append([strip.frames for strip in block.rows[-1]])
         assert config.data.augment_on == on
     jax.tree.map(np.testing.assert_array_equal, *shown)
-    as_read = experiment.training_examples(config, source)(0)
+    as_read = feeding.training_examples(config, source)(0)
     np.testing.assert_array_equal(shown[0][0], as_read['video'][:, :, ::-1])

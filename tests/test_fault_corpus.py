@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from videos import FRAMES, HEIGHT, WIDTH, decode, write_sound, write_video
-from vivit_jax import experiment
+from vivit_jax import experiment, feeding
 from vivit_jax.config import load
 from vivit_jax.data import check, pipeline
 from vivit_jax.data.bad_files import BadFiles
@@ -144,8 +144,8 @@ def test_clips_of_all_of_them_come_through(config, locked, tmp_path):
     named = BadFiles(tmp_path / 'bad_files.csv')
     for split, source in splits_of(config).items():
         bad = {name for name, _ in source.bad}
-        training = experiment.training_examples(config, source, named)
-        evaluation = experiment.evaluation_examples(
+        training = feeding.training_examples(config, source, named)
+        evaluation = feeding.evaluation_examples(
             config, source, temporal_views=4, spatial_views=3, split=split, bad_files=named
         )
         for position in range(2 * len(source)):
@@ -163,7 +163,7 @@ def test_clips_of_all_of_them_come_through(config, locked, tmp_path):
 def test_batches_of_all_of_them(config, locked, tmp_path):
     source = splits_of(config)['train']
     mesh = make_mesh(1)
-    examples = experiment.training_examples(config, source, BadFiles(tmp_path / 'bad_files.csv'))
+    examples = feeding.training_examples(config, source, BadFiles(tmp_path / 'bad_files.csv'))
     steps = 3
     with pipeline.batches(
         examples, batch_size=8, first_step=0, last_step=steps, mesh=mesh, threads=4, workers=0, prefetch=1

@@ -28,6 +28,7 @@ FLOORS = {
     'vivit_jax.report.__main__': 4,
     'vivit_jax.dry_run': 3,
     'vivit_jax.experiment': 3,
+    'vivit_jax.feeding': 3,
     'vivit_jax.init_from': 3,
     'vivit_jax.bad_videos': 3,
     'vivit_jax.describing': 3,

@@ -175,7 +175,7 @@ def test_peaks_of_the_process():
 MEASURE = """
 import json, pathlib, sys
 import jax
-from vivit_jax import config, dry_run, experiment
+from vivit_jax import config, dry_run, experiment, feeding
 from vivit_jax.run import Run
 from vivit_jax.telling import memory
 from vivit_jax.telling.terminal import Terminal
@@ -192,7 +192,7 @@ jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))).block_until_ready()
 start = memory.resident()
 run = Run(config, pathlib.Path(), source, source, Terminal())
 state = run.fresh_state(None)
-batch = dry_run._first_batch(run, experiment.training_examples(config, source), 2)
+batch = dry_run._first_batch(run, feeding.training_examples(config, source), 2)
 run.compile(state, batch)
 predicted = memory.predicted(run.compiled, batch)
 memory.forget_peak()

@@ -15,7 +15,7 @@ import pytest
 import vivit_jax
 from tiny import DIGITS, SETTINGS
 from videos import write_video
-from vivit_jax import evaluate, experiment, sharding, train
+from vivit_jax import evaluate, experiment, feeding, sharding, train
 from vivit_jax.config import load
 from vivit_jax.data.record import Record
 from vivit_jax.formats import own
@@ -122,8 +122,8 @@ def test_padding_is_not_read_on_any_process(length, processes, monkeypatch):
     for process in range(processes):
         monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
         source = Counted(length)
-        examples = experiment.evaluation_examples(config, source, temporal_views=1, spatial_views=1)
-        reading = experiment.reading(config, one_device())
+        examples = feeding.evaluation_examples(config, source, temporal_views=1, spatial_views=1)
+        reading = feeding.reading(config, one_device())
         options = {'batch_size': 4, 'first_step': 0, 'last_step': -(-length // 4), 'length': length}
         with pipeline.batches(examples, **options, **reading) as batches:
             every = list(batches)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from conftest import load_tool
 
-from vivit_jax import drawing, experiment
+from vivit_jax import drawing, experiment, feeding
 from vivit_jax.config import load
 from vivit_jax.data.moving_digits import MovingDigits
 from vivit_jax.data.record import UnreadableExample
@@ -37,7 +37,7 @@ def test_clips_are_those_that_training_gets(tool):
     config = load(DIGITS, AUGMENTED)
     source = experiment.make_source(config, 'train')
     blocks = tool.training_blocks(config, source, 5, step=3, blend=False)
-    examples = experiment.training_examples(config, source)
+    examples = feeding.training_examples(config, source)
     assert len(blocks) == 5
     for position, block in enumerate(blocks, start=24):
         example = examples(position)
@@ -63,7 +63,7 @@ def test_blended_clips_are_those_that_the_training_step_makes(tool, unchecked):
     config = load(DIGITS, AUGMENTED | {'training.mixup_alpha': '0.8'})
     source = experiment.make_source(config, 'train')
     blocks = tool.training_blocks(config, source, 4, step=2, blend=True)
-    examples = experiment.training_examples(config, source)
+    examples = feeding.training_examples(config, source)
     batch = [examples(position) for position in range(16, 24)]
     optimizer = optax.sgd(0.1)
     params, model = jnp.zeros(1), Watcher()
@@ -92,7 +92,7 @@ def test_views_are_those_that_evaluation_gets(tool):
     config = load(DIGITS, AUGMENTED | views)
     source = experiment.make_source(config, 'test')
     blocks = tool.view_blocks(config, source, 3)
-    examples = experiment.evaluation_examples(config, source, temporal_views=2, spatial_views=3)
+    examples = feeding.evaluation_examples(config, source, temporal_views=2, spatial_views=3)
     assert [block.name for block in blocks] == ['test/000000', 'test/001024', 'test/002047']
     for index, block in zip((0, 1024, 2047), blocks, strict=True):
         strips = list(itertools.chain(*block.rows))
@@ -155,7 +155,7 @@ def test_pictures_hold_the_frames(tool, tmp_path, capsys, clips):
     config = load(DIGITS)
     source = experiment.make_source(config, 'train')
     sheet = cv2.imread(str(path))
-    video = experiment.training_examples(config, source)(clips - 1)['video']
+    video = feeding.training_examples(config, source)(clips - 1)['video']
     for frame in video[[0, -1]]:
         # 32 pixels in cells of 96 points, 2 pixels each.
         large = frame.repeat(6, 0).repeat(6, 1).repeat(3, 2)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit_jax import evaluate, experiment, sharding
+from vivit_jax import evaluate, experiment, feeding, sharding
 from vivit_jax.config import load
 from vivit_jax.data.record import Record
 from vivit_jax.data.views import Views
@@ -76,8 +76,8 @@ def test_the_axes_are_those_that_training_mirrors(volume_flip, flip, axes):
     flips = {'data.volume_augment.flip': volume_flip, 'data.flip': flip}
     config = settings(**flips)
     experiment.check(config)
-    assert experiment.mirrored_axes(config) == axes
-    assert experiment.mirrored_axes(settings(**flips, **{'evaluation.mirror_views': 'False'})) == ()
+    assert feeding.mirrored_axes(config) == axes
+    assert feeding.mirrored_axes(settings(**flips, **{'evaluation.mirror_views': 'False'})) == ()
 
 
 def test_mirroring_what_training_does_not_mirror_is_refused():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vivit_jax import experiment
+from vivit_jax import experiment, feeding
 from vivit_jax.config import load
 from vivit_jax.data import volumes
 from vivit_jax.data.examine import Examination
@@ -537,9 +537,9 @@ def test_batches_of_scans_are_floats(tmp_path, nibabel):
         str(Path(__file__).parent.parent / 'configs/my_volumes.py'),
         {'data.root': str(tmp_path), 'data.frames': '8', 'data.crop': '(6, 6)', 'data.cache': str(tmp_path)},
     )
-    training = experiment.training_examples(config, experiment.make_source(config, 'train'))
+    training = feeding.training_examples(config, experiment.make_source(config, 'train'))
     source = experiment.make_source(config, 'validation')
-    evaluation = experiment.evaluation_examples(config, source, temporal_views=1, spatial_views=1)
+    evaluation = feeding.evaluation_examples(config, source, temporal_views=1, spatial_views=1)
     for example in (training(0), training(5), evaluation(0)):
         assert (example['video'].shape, example['video'].dtype) == ((8, 6, 6, 1), np.float32)
         assert np.abs(example['video']).max() <= 1
@@ -552,7 +552,7 @@ def test_batches_of_scans_are_floats(tmp_path, nibabel):
     with pytest.raises(
         ValueError, match=r'volume_augment\.rotate90=.* about height only where depth and width'
     ):
-        experiment.training_examples(config, source)
+        feeding.training_examples(config, source)
     config.data.source = 'video_files'
     with pytest.raises(ValueError, match=r'volume_augment\.rotate90=.* would mix time with space'):
-        experiment.training_examples(config, source)
+        feeding.training_examples(config, source)

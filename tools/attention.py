@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vivit_jax
-from vivit_jax import attention_sheet, drawing, evaluate, experiment, results, rollout
+from vivit_jax import attention_sheet, drawing, evaluate, feeding, results, rollout
 from vivit_jax.attention_sheet import Look
 from vivit_jax.data import clips
 from vivit_jax.data.given import Given
@@ -183,7 +183,7 @@ def examine(
     """
     vivit, data = model.model, model.config.data
     clip, of_clips, crop, of_crops = _view(view)
-    examples: Any = experiment.evaluation_examples(
+    examples: Any = feeding.evaluation_examples(
         model.config, One(record), temporal_views=of_clips, spatial_views=of_crops
     )
     views = examples.views(record)

@@ -40,7 +40,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, sharding
+from vivit_jax import command_line, experiment, feeding, sharding
 from vivit_jax import config as config_module
 from vivit_jax.data import clips, pipeline, transforms
 from vivit_jax.data.files import decoding
@@ -375,7 +375,7 @@ def _stages(config: ConfigDict, drawn: Sequence[Drawn], rounds: int) -> dict[str
 def _in_all(config: ConfigDict, source: Source, workers: int, threads: int, number: int) -> dict[str, Any]:
     """Reads at least `number` clips as training does."""
     rows, mesh = config.training.batch_size, sharding.make_mesh(config.sharding.fsdp)
-    examples = experiment.training_examples(config, source)
+    examples = feeding.training_examples(config, source)
     clip = examples(0)['video'].nbytes
     before = _peak()
     steps = -(-number // rows)

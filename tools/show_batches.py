@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment
+from vivit_jax import command_line, experiment, feeding
 from vivit_jax import config as config_module
 from vivit_jax.data.record import Label, Record, Source
 from vivit_jax.drawing import PALE, Sheet, fit
@@ -153,7 +153,7 @@ def training_blocks(config: ConfigDict, source: Source, clips: int, step: int, b
     # What the training step would do comes out the same, to a grey level, where reading does it.
     config = ConfigDict(config.to_dict())
     config.data.augment_on = 'host'
-    examples = experiment.training_examples(config, watched)
+    examples = feeding.training_examples(config, watched)
     first = step * config.training.batch_size
     blocks = []
     for position in range(first, first + clips):
@@ -200,7 +200,7 @@ def view_blocks(config: ConfigDict, source: Source, clips: int) -> list[Block]:
     """Returns examples spread over the split with all their views, a row for each place in time."""
     times, crops = config.evaluation.temporal_views, config.evaluation.spatial_views
     watched = Watched(source)
-    examples = experiment.evaluation_examples(config, watched, temporal_views=times, spatial_views=crops)
+    examples = feeding.evaluation_examples(config, watched, temporal_views=times, spatial_views=crops)
     blocks = []
     for index in np.linspace(0, len(source) - 1, clips).round().astype(int).tolist():
         record, example = source[index], examples(index)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import compile_cache, experiment, init_from
+from vivit_jax import compile_cache, experiment, feeding, init_from
 from vivit_jax.data import medmnist, pipeline
 from vivit_jax.data.record import Label, Record
 from vivit_jax.run import Run
@@ -165,7 +165,7 @@ def _train(run: Run, state: TrainState, steps: int) -> tuple[dict[str, float], T
     """Compiles and times the training step."""
     config = run.config
     batch_size = config.training.batch_size
-    batch = _first_batch(run, experiment.training_examples(config, run.source), batch_size)
+    batch = _first_batch(run, feeding.training_examples(config, run.source), batch_size)
     began = time.perf_counter()
     with run.terminal.phase('compiling'), compile_cache.watched() as kept:
         predicted = run.compile(state, batch)
@@ -197,7 +197,7 @@ def _forward(run: Run, state: TrainState) -> dict[str, float]:
     config, devices = run.config, run.mesh.devices.size
     clips = min(config.evaluation.batch_size, config.training.batch_size)
     clips = max(clips // devices, 1) * devices
-    examples = experiment.evaluation_examples(config, run.source, temporal_views=1, spatial_views=1)
+    examples = feeding.evaluation_examples(config, run.source, temporal_views=1, spatial_views=1)
     batch = _first_batch(run, examples, clips)
     seconds = []
     with run.terminal.phase('timing evaluation'):
@@ -212,7 +212,7 @@ def _forward(run: Run, state: TrainState) -> dict[str, float]:
 
 
 def _first_batch(run: Run, examples: Any, batch_size: int) -> pipeline.Batch:
-    reading: dict[str, Any] = experiment.reading(run.config, run.mesh)
+    reading: dict[str, Any] = feeding.reading(run.config, run.mesh)
     with pipeline.batches(examples, batch_size=batch_size, first_step=0, last_step=1, **reading) as batches:
         return next(batches)
 

@@ -16,7 +16,17 @@ from jaxtyping import Array, Num
 from ml_collections import ConfigDict
 
 from vivit_jax import config as config_module
-from vivit_jax import experiment, init_from, losses, medical_metrics, metrics, nearest, results, sharding
+from vivit_jax import (
+    experiment,
+    feeding,
+    init_from,
+    losses,
+    medical_metrics,
+    metrics,
+    nearest,
+    results,
+    sharding,
+)
 from vivit_jax.bad_videos import BadVideos
 from vivit_jax.checkpoint import Checkpoints, item_to_use, no_such_metric
 from vivit_jax.data import pipeline
@@ -57,6 +67,8 @@ def eval_step(
     if video.ndim == 5:
         video = rearrange(video, 'b t h w c -> b 1 t h w c')
     views = video.shape[1]
+    # Blocks gather theirs themselves, one at a time.
+    params = sharding.gathered(params, but='encoderblock_')
     logits, _ = model.apply({'params': params}, rearrange(video, 'b v t h w c -> (b v) t h w c'))
     scores = metrics.average_views(rearrange(logits, '(b v) k -> b v k', v=views), average, head_sizes)
     if average == 'softmax':
@@ -120,10 +132,10 @@ def batches_of(
         return
     # The batch is counted in clips, so that memory does not depend on the views.
     devices = mesh.devices.size
-    mirrored = experiment.mirrored_axes(config) if mirror else ()
+    mirrored = feeding.mirrored_axes(config) if mirror else ()
     rows = (batch_size or config.evaluation.batch_size) // (math.prod(views) * 2 ** len(mirrored))
     rows = min(max(rows // devices, 1) * devices, math.ceil(len(source) / devices) * devices)
-    examples = experiment.evaluation_examples(
+    examples = feeding.evaluation_examples(
         config,
         source,
         temporal_views=views[0],
@@ -133,7 +145,7 @@ def batches_of(
         bad_files=bad_files,
     )
     total = math.ceil(len(source) / rows)
-    reading: dict[str, Any] = experiment.reading(config, mesh)
+    reading: dict[str, Any] = feeding.reading(config, mesh)
     with pipeline.batches(
         examples, batch_size=rows, first_step=0, last_step=total, length=len(source), **reading
     ) as batches:
@@ -270,7 +282,7 @@ def evaluate_tests(
         )
         told = {'views': list(views), 'dtype': config.model.dtype}
         report[split] = {**outcome.metrics, **told, **by_class}
-        if mirrored := experiment.mirrored_axes(config):
+        if mirrored := feeding.mirrored_axes(config):
             report[split]['mirrored_axes'] = list(mirrored)
         if config.evaluation.report == 'medical':
             names = results.medical(

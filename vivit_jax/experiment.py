@@ -9,21 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vivit_jax import feeding
 from vivit_jax.config import flatten
-from vivit_jax.data import pipeline, transforms, volume_transforms
-from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.examine import Examination, default_cache
 from vivit_jax.data.listing import Layout
 from vivit_jax.data.opening import SOURCES
 from vivit_jax.data.opening import open_source as open_by_name
 from vivit_jax.data.record import Source
-from vivit_jax.data.sampling import SAMPLING, Order
-from vivit_jax.data.views import Views
+from vivit_jax.data.sampling import SAMPLING
 from vivit_jax.formats.weights import KINDS
 from vivit_jax.learning_rates import TRAIN, learning_rate_factors, scale_updates
 from vivit_jax.losses import LOSSES
@@ -117,7 +113,7 @@ def check(config: ConfigDict) -> None:
             "evaluation.average='softmax' does not go with training.loss='sigmoid': choose 'logits'"
         )
     if config.data.augment_on == 'device':
-        augmentation(config)
+        feeding.augmentation(config)
     devices = jax.device_count()
     if config.training.batch_size % devices:
         raise ValueError(
@@ -129,7 +125,7 @@ def check(config: ConfigDict) -> None:
             f'{config.training.batch_size // devices} clips of training.batch_size={config.training.batch_size} '
             f'that are on each of {devices} devices'
         )
-    if config.evaluation.mirror_views and not mirrored_axes(config):
+    if config.evaluation.mirror_views and not feeding.mirrored_axes(config):
         raise ValueError(
             'evaluation.mirror_views=True mirrors along the axes that training mirrors, but data.flip and '
             'data.volume_augment.flip are 0: set one of them, or evaluation.mirror_views=False'
@@ -360,89 +356,3 @@ def rate_factors(config: ConfigDict, params: Any) -> Any:
         layer_decay=settings.layer_decay,
         head_rate=settings.head_rate,
     )
-
-
-def training_examples(
-    config: ConfigDict, source: Source, bad_files: BadFiles | None = None
-) -> pipeline.TrainingExamples:
-    """Returns what turns positions of the training stream into examples."""
-    data = config.data
-    classes = None
-    if data.sampling == 'balanced':
-        # Of several heads the first is balanced.
-        classes = np.array([np.ravel(source[index].label)[0] for index in range(len(source))])
-    on_host, on_device = augmentation(config)
-    return pipeline.TrainingExamples(
-        source=source,
-        split=data.train_split,
-        order=Order(len(source), config.seed, classes),
-        seed=config.seed,
-        frames=data.frames,
-        stride=data.stride,
-        short=data.short,
-        augmentation=on_host,
-        on_device=on_device,
-        bad_files=bad_files,
-    )
-
-
-def augmentation(
-    config: ConfigDict,
-) -> tuple[tuple[transforms.Transform, ...], tuple[transforms.OnDevice, ...]]:
-    """Returns a training clip's transforms: those of the host, and those that the training step does after them."""
-    data = config.data
-    chain = transforms.training_transforms(
-        short_side=data.short_side,
-        crop=tuple(data.crop),
-        scale_jitter=tuple(data.scale_jitter),
-        flip=data.flip,
-        colour_jitter=data.colour_jitter,
-        colour_drop=data.colour_drop,
-        randaugment_layers=data.randaugment_layers,
-        randaugment_magnitude=data.randaugment_magnitude,
-    ) + volume_transforms.volume_transforms(
-        size=(data.frames, *data.crop),
-        videos=data.source not in ('medmnist', 'volumes'),
-        **data.volume_augment,
-    )
-    return (chain, ()) if data.augment_on == 'host' else transforms.leave_to_device(chain)
-
-
-def mirrored_axes(config: ConfigDict) -> tuple[int, ...]:
-    """Returns the axes of `[t h w c]` along which evaluation mirrors: where told to, those that training does."""
-    if not config.evaluation.mirror_views:
-        return ()
-    along = np.array(config.data.volume_augment.flip) > 0
-    along[2] |= config.data.flip > 0
-    return tuple(np.flatnonzero(along).tolist())
-
-
-def evaluation_examples(
-    config: ConfigDict,
-    source: Source,
-    *,
-    temporal_views: int,
-    spatial_views: int,
-    mirrored: tuple[int, ...] = (),
-    split: str = '',
-    bad_files: BadFiles | None = None,
-) -> pipeline.EvaluationExamples:
-    """Returns what turns indices into examples with their views."""
-    data = config.data
-    views = Views(
-        frames=data.frames,
-        stride=data.stride,
-        short=data.short,
-        short_side=data.short_side,
-        crop=tuple(data.crop),
-        temporal_views=temporal_views,
-        spatial_views=spatial_views,
-        mirrored=mirrored,
-    )
-    return pipeline.EvaluationExamples(source=source, split=split, views=views, bad_files=bad_files)
-
-
-def reading(config: ConfigDict, mesh: Mesh) -> dict[str, object]:
-    """Returns the arguments of `pipeline.batches` that training and evaluation share."""
-    data = config.data
-    return {'mesh': mesh, 'threads': data.threads, 'workers': data.workers, 'prefetch': data.prefetch}

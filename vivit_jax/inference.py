@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Shaped
 from ml_collections import ConfigDict
 
-from vivit_jax import checkpoint, evaluate, experiment, formats, inputs, results, sharding
+from vivit_jax import checkpoint, evaluate, experiment, feeding, formats, inputs, results, sharding
 from vivit_jax import config as config_module
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
@@ -216,7 +216,7 @@ class Predictor:
     def clip(self, video: Video | Record) -> Shaped[np.ndarray, 't h w c']:
         """Returns the central clip of a video as the model sees it."""
         record = video if isinstance(video, Record) else self._source_of(video)[0]
-        examples: Any = experiment.evaluation_examples(
+        examples: Any = feeding.evaluation_examples(
             self.config, One(record), temporal_views=1, spatial_views=1
         )
         return examples.views(record)

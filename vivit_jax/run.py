@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import evaluate, experiment, init_from, sharding
+from vivit_jax import evaluate, experiment, feeding, init_from, sharding
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
@@ -231,7 +231,7 @@ class Run:
     def work(self, sources: dict[str, Source]) -> eta.Work:
         """Returns what there is to do, from the first step to the evaluation at the end."""
         settings = self.config.evaluation
-        mirrors = 2 ** len(experiment.mirrored_axes(self.config))
+        mirrors = 2 ** len(feeding.mirrored_axes(self.config))
         views = settings.temporal_views * settings.spatial_views * mirrors
         return eta.Work(
             total_steps=self.plan.total_steps,

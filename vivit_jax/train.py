@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vivit_jax import checkpoint, closing, compile_cache, evaluate, experiment, inference, init_from
+from vivit_jax import checkpoint, closing, compile_cache, evaluate, experiment, feeding, inference, init_from
 from vivit_jax.bad_videos import BadVideos, check_agreement
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.data import pipeline
@@ -115,8 +115,8 @@ def _loop(
     """Steps from where the state is to the end of the plan, with everything that is due between steps."""
     config, clock, terminal = run.config, run.clock, run.terminal
     spent, first, total = clock.spent, int(state.step), work.total_steps
-    reading: dict[str, Any] = experiment.reading(config, run.mesh)
-    examples = experiment.training_examples(config, run.source, bad.files)
+    reading: dict[str, Any] = feeding.reading(config, run.mesh)
+    examples = feeding.training_examples(config, run.source, bad.files)
     with pipeline.batches(
         examples, batch_size=work.batch_size, first_step=first, last_step=total, **reading
     ) as batches:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from benchmarking.workload import Workload
 from vivit_jax import config as config_module
-from vivit_jax import experiment
+from vivit_jax import experiment, feeding
 from vivit_jax.data import pipeline
 from vivit_jax.dry_run import RandomClips
 from vivit_jax.run import Run
@@ -53,8 +53,8 @@ def measure(config: ConfigDict, *, noise: bool, steps: int) -> dict[str, Any]:
     with Terminal() as terminal:
         run = Run(config, pathlib.Path(), source, source, terminal)
         state = run.fresh_state(None)
-        examples: Any = experiment.training_examples(config, source)
-        reading: dict[str, Any] = experiment.reading(config, run.mesh)
+        examples: Any = feeding.training_examples(config, source)
+        reading: dict[str, Any] = feeding.reading(config, run.mesh)
         size = config.training.batch_size
         waited = total = 0.0
         with pipeline.batches(

@@ -174,7 +174,7 @@ def predict(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     out = rich.console.Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     with Progress(out if out.is_terminal else notes) as progress:
         with progress.phase('loading the model'):
-            from vivit_jax import compile_cache, experiment, inference
+            from vivit_jax import compile_cache, experiment, feeding, inference
 
             compile_cache.enable()
             model = inference.load(options.checkpoint, overrides, dtype=options.dtype)
@@ -183,7 +183,7 @@ def predict(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         for name, cause in source.bad:
             _fail(f'{name}: {cause}', 1)
         watched = _watched(model, source)
-        mirrors = 2 ** len(experiment.mirrored_axes(model.config))
+        mirrors = 2 ** len(feeding.mirrored_axes(model.config))
         clips = len(source) * math.prod(views or model.views) * mirrors
         phase = 'computing features' if options.features else 'predicting'
         counted = progress.counter(phase, examples=len(source), clips=clips)
