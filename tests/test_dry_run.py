@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.tiny import DIGITS
+from tiny import DIGITS
 from vivit_jax import dry_run, experiment
 from vivit_jax.config import load
 from vivit_jax.telling import memory

@@ -81,10 +81,10 @@ def test_kinds_and_folders_do_not_mix(folder, tmp_path):
     [
         b'',
         b'no gzip',
-        gzip.compress(b'{"version": 0}\n["a", [1, 2, 3], "bad"]\n'),
-        gzip.compress(b'{"version": 1}\n["a", [1, 2'),
-        gzip.compress(b'{"version": 1}\n[1]\n'),
-        gzip.compress(b'{"version": 1}\n')[:-6],
+        gzip.compress(b'{"version": 0}\n["a", [1, 2, 3], "bad"]\n', mtime=0),
+        gzip.compress(b'{"version": 1}\n["a", [1, 2', mtime=0),
+        gzip.compress(b'{"version": 1}\n[1]\n', mtime=0),
+        gzip.compress(b'{"version": 1}\n', mtime=0)[:-6],
     ],
 )
 def test_a_damaged_manifest_is_done_without(folder, tmp_path, content):
