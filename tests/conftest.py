@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +109,31 @@ def our_settings(config: dict[str, Any]) -> dict[str, Any]:
         baseline = attention.get('spatial_only_baseline', False)
         settings['temporal_layers'] = 0 if baseline else model['temporal_transformer']['num_layers']
     return settings
+
+
+@pytest.fixture
+def run(tool, monkeypatch, capsys):
+    """Runs the command of a test file's `tool` in this process; returns what it prints."""
+
+    def command(*options: str) -> str:
+        monkeypatch.setattr(sys, 'argv', [Path(tool.__file__).name, *options])
+        tool.main()
+        return capsys.readouterr().out
+
+    return command
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """Runs the command, which ends with a mistake; returns the line that it ends with."""
+
+    def command(*options: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            run(*options)
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return command
 
 
 @pytest.fixture(scope='session')

@@ -1,52 +1,22 @@
 import argparse
 import json
-import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 from conftest import load_tool
 
-TOOLS = pathlib.Path(__file__).parent.parent / 'tools'
 TOY = ('--heads=2', '--per-head=8', '--rounds=1', '--fit-from=1')
 
 
 @pytest.fixture(scope='module')
 def tool():
-    sys.path.insert(0, str(TOOLS))
-    yield load_tool('benchmark_attention')
-    sys.path.remove(str(TOOLS))
+    return load_tool('benchmark_attention')
 
 
 @pytest.fixture(scope='module')
 def exponents(tool):
     return tool.exponents
-
-
-@pytest.fixture
-def run(tool, monkeypatch, capsys):
-    """Runs the command in this process; returns what it prints."""
-
-    def command(*options):
-        monkeypatch.setattr(sys, 'argv', ['benchmark_attention.py', *options])
-        tool.main()
-        return capsys.readouterr().out
-
-    return command
-
-
-@pytest.fixture
-def refused(run, capsys):
-    """Runs the command; returns the line that it ends with."""
-
-    def command(*options):
-        with pytest.raises(SystemExit) as end:
-            run(*options)
-        assert end.value.code == 2
-        return capsys.readouterr().err.splitlines()[-1]
-
-    return command
 
 
 @pytest.mark.parametrize(('exponent', 'factor'), [(2.0, 3.0), (1.0, 1e-9), (-0.5, 7.0), (0.0, 2.0)])

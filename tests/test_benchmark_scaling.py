@@ -1,18 +1,12 @@
 import json
-import pathlib
-import sys
 
 import pytest
 from conftest import load_tool
 
-TOOLS = pathlib.Path(__file__).parent.parent / 'tools'
-
 
 @pytest.fixture(scope='module')
 def tool():
-    sys.path.insert(0, str(TOOLS))
-    yield load_tool('benchmark_scaling')
-    sys.path.remove(str(TOOLS))
+    return load_tool('benchmark_scaling')
 
 
 @pytest.fixture
@@ -22,31 +16,6 @@ def toy(tool):
     for name, value in tool.TINY.items():
         setattr(options, name, value)
     return tool.of_options(options, {})
-
-
-@pytest.fixture
-def run(tool, monkeypatch, capsys):
-    """Runs the command in this process; returns what it prints."""
-
-    def command(*options):
-        monkeypatch.setattr(sys, 'argv', ['benchmark_scaling.py', *options])
-        tool.main()
-        return capsys.readouterr().out
-
-    return command
-
-
-@pytest.fixture
-def refused(run, capsys):
-    """Runs the command; returns the line that it ends with."""
-
-    def command(*options):
-        with pytest.raises(SystemExit) as end:
-            run(*options)
-        assert end.value.code == 2
-        return capsys.readouterr().err.splitlines()[-1]
-
-    return command
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,10 @@ def test_starts_are_compared_with_the_first():
     assert tool.COMPILED.search('compiled in 1.7 s (from the cache)')[1]
     assert tool.COMPILED.search('compiled in 1.7 s')[1] is None
     assert tool.main(['--config=x.py', '--starts=1']) == 2
+
+
+def test_a_start_that_ends_before_its_first_step_is_said(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^vivit_jax\.main --config=none\.py ended before .*'none\.py' does not exist"
+    ):
+        load_tool('benchmark_startup').start(['--config=none.py'], tmp_path, 0)

@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def start(command: list[str], folder: pathlib.Path, number: int) -> Start:
         if found:
             wall = time.perf_counter() - began
             break
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)  # not process.kill(): that would wait for one that has ended
     process.stdout.close()
     _, _, used = os.wait4(process.pid, 0)
     process.returncode = 0  # waited for: its use of the CPU is told only once
