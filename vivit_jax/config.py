@@ -4,7 +4,6 @@
 experiment (`configs/NAME.py`) changes values only; it adds no keys.
 """
 
-import ast
 import difflib
 import json
 import pathlib
@@ -16,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vivit_jax import config_values
 from vivit_jax.config_data import data_defaults
 
 # Layers, heads, width, MLP width: Dosovitskiy et al. 2021 (B, L, H), Touvron et al. 2021 (Ti, S).
@@ -264,7 +264,7 @@ def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     for key, text in overrides.items():
         if key not in known:
             raise ValueError(unknown_key(key))
-        config.update_from_flattened_dict({key: _parse(key, text, known[key])})
+        config.update_from_flattened_dict({key: config_values.parse(key, text, known[key])})
     check(config)
     return config.lock()
 
@@ -338,30 +338,6 @@ def _slip_in_file(path: str, argument: str, error: Exception) -> str:
     return f'{path}, line {lines[-1]}: {text}'
 
 
-def _parse(key: str, text: str, default: Any) -> Any:
-    """Turns text from a command line into a value of the default's type."""
-    if default is None or isinstance(default, str):
-        return text
-    try:
-        if isinstance(default, bool):
-            return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
-        if isinstance(default, tuple):
-            value = _parse_tuple(text, of_text=bool(default) and isinstance(default[0], str))
-            if not _alike(value, default):
-                raise ValueError(value)
-            return value
-        return type(default)(text)
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(f'config.{key}={text!r}: must be {_kind(default)}') from error
-
-
-def _parse_tuple(text: str, of_text: bool) -> tuple[Any, ...]:
-    if of_text:
-        return tuple(part for part in re.split(r'[\s,\'"()\[\]]+', text) if part)
-    value = ast.literal_eval(text)
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
 def check(config: ConfigDict) -> None:
     """Compares a config's keys and types with the default's, as assignments can slip past the lock.
 
@@ -377,31 +353,8 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f'config.{key} is missing: set values one by one instead of assigning a whole group'
             )
-        if key != 'data.root' and not _alike(found[key], default):
-            raise ValueError(f'config.{key}={found[key]!r}: must be {_kind(default)}')
-
-
-def _kind(default: Any) -> str:
-    """Says what can stand where a default stands."""
-    if isinstance(default, bool):
-        return f'true or false, as {default}'
-    if isinstance(default, tuple):
-        return f'{len(default)} values, as {default}' if default else 'whole numbers, as (400,), or ()'
-    return f'{type(default).__name__}, as {default!r}'
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Tells whether a value can stand where a default stands."""
-    if isinstance(default, tuple):
-        if not isinstance(value, tuple):
-            return False
-        # Names are as many as one likes, as are the classes of heads; sizes and ranges are not.
-        example = default[0] if default else 0
-        any_length = not default or isinstance(example, str)
-        return (any_length or len(value) == len(default)) and all(_alike(part, example) for part in value)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    return isinstance(value, int | float if isinstance(default, float) else type(default))
+        if key != 'data.root' and not config_values.alike(found[key], default):
+            raise ValueError(f'config.{key}={found[key]!r}: must be {config_values.kind(default)}')
 
 
 def unknown_key(key: str) -> str:
