@@ -48,7 +48,8 @@ def write(root, videos, labels=LABELS, heads=('label',)):
         bad=[('c.mp4', 'is empty')],
     )
     sizes = dict(zip(heads, (2, 2), strict=False))
-    write_manifest(root, class_names=['a', 'b'], heads=sizes, settings={'gop': 8}, splits={'train': split})
+    names = ['a', 'b', 'c', 'd'][: sum(sizes.values())]
+    write_manifest(root, class_names=names, heads=sizes, settings={'gop': 8}, splits={'train': split})
     return str(root)
 
 
@@ -81,7 +82,11 @@ def test_a_record_is_a_whole_file(root, videos):
 
 
 @pytest.mark.parametrize(
-    'labels', [[(0, 1), (1, 0), (1, 1), (0, 0), (2, 1)], [(0.0, 1.0)] * 4 + [(1.0, 1.0)]]
+    'labels',
+    [
+        [(0, 1), (1, 0), (1, 1), (0, 0), (0, 1)],
+        [(0.0, 1.0, 0.0, 1.0)] * 4 + [(1.0, 1.0, 0.0, 0.0)],
+    ],
 )
 def test_labels_of_several_heads_and_of_several_classes(tmp_path, videos, labels):
     source = ArrayRecords('train', root=write(tmp_path, videos, labels, ('noun', 'verb')))

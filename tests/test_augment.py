@@ -15,6 +15,7 @@ from tiny import DIGITS, SETTINGS
 from vivit_jax import augment, experiment, feeding, sharding, train
 from vivit_jax.config import load
 from vivit_jax.data import pipeline, transforms
+from vivit_jax.data.examples import TrainingExamples
 from vivit_jax.data.record import Record
 from vivit_jax.data.sampling import Order
 from vivit_jax.models.vivit import create_model
@@ -56,7 +57,7 @@ class Clips:
 def examples(on='device', **changes):
     chain = transforms.training_transforms(**CHAIN | changes)
     on_host, on_device = transforms.leave_to_device(chain) if on == 'device' else (chain, ())
-    return pipeline.TrainingExamples(
+    return TrainingExamples(
         source=Clips(),
         split='train',
         order=Order(10, 3),

@@ -11,8 +11,8 @@ from test_training import curve, parameters, tiny
 
 from vivit_jax import bad_videos, evaluate, experiment, train
 from vivit_jax.checkpoint import Checkpoints
-from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.examples import TrainingExamples
 from vivit_jax.data.moving_digits import MovingDigits
 from vivit_jax.data.record import UnreadableExample
 from vivit_jax.data.sampling import Order
@@ -72,7 +72,7 @@ def named(folder):
 
 def examples(gone, bad_files=None, size=20):
     source = Damaged(MovingDigits('train', size=size, frames=4, canvas=16), gone)
-    return pipeline.TrainingExamples(
+    return TrainingExamples(
         source=source,
         split='train',
         order=Order(size, 0),

@@ -110,7 +110,7 @@ def test_pickled_objects_in_an_npz_are_refused_not_executed(tmp_path):
     np.savez(tmp_path / 'trap.npz', **dict.fromkeys(names, trap))
     with pytest.raises(
         ValueError,
-        match=r'trap.npz: .* cannot be read \(Object arrays cannot be loaded when allow_pickle=False',
+        match=r'trap.npz: .* cannot be read \(Object arrays cannot be loaded: they are pickled',
     ):
         formats.load(tmp_path / 'trap.npz')
     assert not (tmp_path / 'mark').exists()

@@ -2,6 +2,9 @@
 
 import collections
 import dataclasses
+import os
+import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from vivit_jax import sharding
 from vivit_jax.data import pipeline, transforms
+from vivit_jax.data.examples import EvaluationExamples, Rows, TrainingExamples
 from vivit_jax.data.moving_digits import MovingDigits
 from vivit_jax.data.record import Record
 from vivit_jax.data.sampling import Order
@@ -48,7 +52,7 @@ def training(source, **changes):
     settings = {'split': 'train', 'seed': 3, 'frames': 4, 'stride': 2, 'short': 'repeat_last'}
     settings |= {'order': Order(len(source), changes.get('seed', 3))}
     augmentation = (transforms.RandomCrop(size=(8, 8)),)
-    return pipeline.TrainingExamples(source=source, augmentation=augmentation, **settings | changes)
+    return TrainingExamples(source=source, augmentation=augmentation, **settings | changes)
 
 
 def evaluation(source, **changes):
@@ -61,7 +65,7 @@ def evaluation(source, **changes):
         'temporal_views': 1,
         'spatial_views': 1,
     }
-    return pipeline.EvaluationExamples(source=source, split='validation', views=Views(**settings | changes))
+    return EvaluationExamples(source=source, split='validation', views=Views(**settings | changes))
 
 
 def collect(read, **changes):
@@ -76,6 +80,12 @@ def assert_same(ones, others):
         assert one.keys() == other.keys() == {'video', 'label', 'mask', 'index'}
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def started_by(process):
+    """The processes that one has started."""
+    lists = pathlib.Path(f'/proc/{process}/task').glob('*/children')
+    return [int(child) for children in lists for child in children.read_text().split()]
 
 
 @pytest.fixture(scope='module')
@@ -122,12 +132,31 @@ def test_workers_do_not_matter(workers):
     assert_same(collect(read, workers=workers), collect(read))
 
 
+@pytest.mark.slow
+def test_a_killed_worker_does_not_change_a_batch():
+    """As the system kills one where memory runs out; the run is told of it and goes on."""
+    # Clips of 256 KiB, of which a pipe holds few: there is much left to read when it happens.
+    source = MovingDigits('train', size=10, frames=64, canvas=64)
+    read = dataclasses.replace(training(source), augmentation=(), frames=64, stride=1)
+    settings = {'batch_size': 4, 'first_step': 0, 'last_step': 25}
+    message = 'a worker process died of SIGKILL; another one goes on from its place'
+    with (  # noqa: PT031 (who knows when it is noticed)
+        pytest.warns(UserWarning, match=message),
+        pipeline.batches(read, **settings, **READING | {'workers': 2}) as batches,
+    ):
+        next(batches)
+        os.kill(min(started_by(os.getpid())), signal.SIGKILL)
+        got = [jax.device_get(batch) for batch in batches]
+    assert_same(got, collect(read, first_step=1, last_step=25))
+    assert not started_by(os.getpid())
+
+
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_processes_split_each_batch_in_order(processes):
     def read(position):
         return {'index': np.asarray(position)}
 
-    rows = [pipeline._Rows(read, 8, process, processes) for process in range(processes)]
+    rows = [Rows(read, 8, process, processes) for process in range(processes)]
     share = 8 // processes
     for step in range(3):
         batch = [int(one(step * share + row)['index']) for one in rows for row in range(share)]

@@ -12,6 +12,7 @@ import pytest
 
 from videos import FRAMES, HEIGHT, WIDTH, decode, write_video
 from vivit_jax import sharding
+from vivit_jax.data import examples as examples_module
 from vivit_jax.data import pipeline, transforms, video_files
 from vivit_jax.data.examine import Examination
 from vivit_jax.data.listed import ListedFiles
@@ -147,7 +148,7 @@ def test_a_source_that_there_is_not_and_a_rate_without_a_clock(name, fps, messag
 @pytest.fixture(scope='module')
 def examples(root):
     source = opened(root)
-    return pipeline.TrainingExamples(
+    return examples_module.TrainingExamples(
         source=source,
         split='train',
         order=Order(len(source), 5),
@@ -170,7 +171,7 @@ def examples(root):
 
 def read_batches(read, process=0, processes=1, workers=0, threads=2):
     """The batches of six steps of four clips, one and a half epochs a step: those of one of the processes."""
-    rows = pipeline._Rows(read, 4, process, processes)
+    rows = examples_module.Rows(read, 4, process, processes)
     if processes > 1:
         return [rows(row) for row in range(6 * 4 // processes)]
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

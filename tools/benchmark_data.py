@@ -44,6 +44,8 @@ from vivit_jax import command_line, experiment, feeding, sharding
 from vivit_jax import config as config_module
 from vivit_jax.data import clips, pipeline, transforms
 from vivit_jax.data.files import decoding
+from vivit_jax.data.files.time_limit import TimeLimit
+from vivit_jax.data.files.video_container import OPTIONS
 from vivit_jax.data.randaugment import RandAugment
 from vivit_jax.data.record import Found, Record, Source
 from vivit_jax.help_text import laid_out
@@ -188,7 +190,7 @@ def _plain_loop(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
     """Reads a clip as one would at first: by time, as if frames were evenly spaced."""
     wanted = set(indices.tolist())
     frames = {}
-    with av.open(path, **decoding.OPTIONS) as container:
+    with av.open(path, **OPTIONS) as container:
         stream = container.streams.video[0]
         stream.thread_type = av.codec.context.ThreadType.NONE  # or it would be more than one core's
         stream.thread_count = 1
@@ -210,7 +212,7 @@ def _from_start(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
     clip = np.empty((len(wanted), *found.frame_size, 3), np.uint8)
     container, stream = decoding.open_video(path)
     with container:
-        decoding._decode_from_start(container, stream, wanted.tolist(), clip)
+        decoding._decode_from_start(container, stream, wanted.tolist(), clip, TimeLimit(0))
     return clip[order]
 
 
@@ -388,7 +390,7 @@ def _in_all(config: ConfigDict, source: Source, workers: int, threads: int, numb
         for _ in range(steps):
             jax.block_until_ready(next(batches))
         seconds, processor = time.perf_counter() - began, time.process_time() - processor
-        peaks = [_peak(child.pid or 'self') for child in multiprocessing.active_children()]
+        peaks = [_peak(child) for child in _children()]
     # Read and waiting in order; put together, waiting for the device, on it, and a copy on the way.
     waiting = (0 if workers else max(2 * threads, rows)) + (config.data.prefetch + 3) * rows
     sizes = np.array([source[index].frame_size for index in range(min(len(source), 1000))])
@@ -406,7 +408,13 @@ def _in_all(config: ConfigDict, source: Source, workers: int, threads: int, numb
     }
 
 
-def _peak(process: int | str = 'self') -> float:
+def _children() -> list[str]:
+    """Returns the ids of the processes that this one has started; none where the system does not tell."""
+    lists = pathlib.Path('/proc/self/task').glob('*/children')
+    return [child for children in lists for child in children.read_text().split()]
+
+
+def _peak(process: str = 'self') -> float:
     """Returns the most memory that a process has had in use, in MiB; 0 where the system does not tell."""
     try:
         lines = pathlib.Path(f'/proc/{process}/status').read_text().splitlines()

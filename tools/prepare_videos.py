@@ -32,6 +32,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shlex
 import sys
 import time
@@ -41,7 +42,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
-from vivit_jax import command_line
+from vivit_jax import command_line, paths
 from vivit_jax.data.array_record import (
     Prepared,
     Shard,
@@ -52,10 +53,12 @@ from vivit_jax.data.array_record import (
     write_whole,
 )
 from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.files import stores
 from vivit_jax.data.files.preparing import Job, Settings, prepare, prepare_shard, start_worker
 from vivit_jax.data.listed import ListedFiles
 from vivit_jax.data.record import Record
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable, warning_line
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -75,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from vivit_jax import config as config_module
     from vivit_jax.telling.terminal import Terminal
 
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    warnings.formatwarning = warning_line
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index('--') if '--' in given else len(given)
     parsed, overrides = _parse(given[:end], beam_options=given[end + 1 :])
     try:
         config = config_module.load(parsed.config, overrides)
         settings = Settings(short_side=parsed.short_side, gop=parsed.gop, crf=parsed.crf)
-        output = pathlib.Path(parsed.output).expanduser()
+        output = paths.here(parsed.output, '--output')
         run = functools.partial(_with_processes, workers=parsed.workers)
         if parsed.beam:
             run = functools.partial(_with_beam, options=given[end + 1 :])
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print('interrupted; what is whole is kept: the same command goes on from there', file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     kept = {key: value for key, value in overrides.items() if key.removeprefix('data.') not in OF_ORIGINALS}
     words = {**kept, 'data.source': 'array_record', 'data.root': str(output)}
@@ -287,6 +290,10 @@ def _jobs(
     split: str, source: ListedFiles, output: pathlib.Path, settings: Settings, shards: int
 ) -> list[Job]:
     """Divides a split into shards, as even as may be."""
+    if not re.fullmatch(r'\w[\w.-]*', split):
+        raise ValueError(
+            f'the split {split!r} cannot be part of a file name: letters, digits, "_", "-" and "." can'
+        )
     number = min(shards or -(-len(source) // EXAMPLES_A_SHARD), len(source))
     ends = [len(source) * place // number for place in range(number + 1)]
     return [
@@ -426,6 +433,8 @@ def _summary(
 
 def _size(path: str) -> int:
     """Returns the bytes of a file, or of a folder's files."""
+    if paths.is_remote(path):
+        return stores.size(path)
     if os.path.isdir(path):
         return sum(entry.stat().st_size for entry in os.scandir(path))
     return os.stat(path).st_size

@@ -4,8 +4,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vivit_jax.data import pipeline, transforms, volume_transforms
+from vivit_jax.data import transforms, volume_transforms
 from vivit_jax.data.bad_files import BadFiles
+from vivit_jax.data.examples import EvaluationExamples, TrainingExamples
 from vivit_jax.data.record import Source
 from vivit_jax.data.sampling import Order
 from vivit_jax.data.views import Views
@@ -13,7 +14,7 @@ from vivit_jax.data.views import Views
 
 def training_examples(
     config: ConfigDict, source: Source, bad_files: BadFiles | None = None
-) -> pipeline.TrainingExamples:
+) -> TrainingExamples:
     """Returns what turns positions of the training stream into examples."""
     data = config.data
     classes = None
@@ -21,7 +22,7 @@ def training_examples(
         # Of several heads the first is balanced.
         classes = np.array([np.ravel(source[index].label)[0] for index in range(len(source))])
     on_host, on_device = augmentation(config)
-    return pipeline.TrainingExamples(
+    return TrainingExamples(
         source=source,
         split=data.train_split,
         order=Order(len(source), config.seed, classes),
@@ -75,7 +76,7 @@ def evaluation_examples(
     mirrored: tuple[int, ...] = (),
     split: str = '',
     bad_files: BadFiles | None = None,
-) -> pipeline.EvaluationExamples:
+) -> EvaluationExamples:
     """Returns what turns indices into examples with their views."""
     data = config.data
     views = Views(
@@ -88,7 +89,7 @@ def evaluation_examples(
         spatial_views=spatial_views,
         mirrored=mirrored,
     )
-    return pipeline.EvaluationExamples(source=source, split=split, views=views, bad_files=bad_files)
+    return EvaluationExamples(source=source, split=split, views=views, bad_files=bad_files)
 
 
 def reading(config: ConfigDict, mesh: Mesh) -> dict[str, object]:

@@ -21,12 +21,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Integer, UInt8
 
+from vivit_jax import paths
 from vivit_jax.data.examine import Outcome, pack, unpack
 from vivit_jax.data.files.decoding import read_frames
 from vivit_jax.data.record import Found, Label, Record, UnreadableExample
 
 MANIFEST = 'manifest.json.gz'
 VERSION = 1  # of the manifest
+MOST_BYTES = 2**30  # of it, unpacked: some millions of examples
 # One record a group can be read alone; videos do not compress further.
 WRITING = 'group_size:1,uncompressed'
 READING = 'readahead_buffer_size:0,max_parallelism:0'
@@ -83,12 +85,13 @@ class ArrayRecords:
         digest: Of classes, names, labels and lengths.
     """
 
-    def __init__(self, split: str, *, root: str | None):
+    def __init__(self, split: str, *, root: str | None, seconds: float = 0.0):
         """Reads the manifest; of the shards no more than their sizes.
 
         Args:
             split: Which split.
             root: Folder that `tools/prepare_videos.py` wrote.
+            seconds: Of reading a clip, see `time_limit`; 0: it is never given up.
 
         Raises:
             ValueError: If there is no such split, or the manifest or a shard is missing or damaged; one line.
@@ -98,30 +101,28 @@ class ArrayRecords:
                 'config.data.root is not set: give the folder that tools/prepare_videos.py wrote; '
                 '--config.data.root=ROOT'
             )
-        self._root = pathlib.Path(root).expanduser()
+        self._root = paths.here(root, 'config.data.root')
         path = self._root / MANIFEST
         manifest = _read_manifest(path)
-        try:
-            self.splits = tuple(manifest['splits'])
-            if split not in self.splits:
-                raise ValueError(f'{self._root} has no split {split!r}; it has {", ".join(self.splits)}')
-            self.class_names: list[str] = manifest['class_names']
-            self.heads = tuple(manifest['heads'])
-            self.head_sizes = tuple(manifest['heads'].values())
-            content = manifest['splits'][split]
-            self._shards = [name for name, _, _ in content['shards']]
-            damaged = [self._damage(name, size) for name, size, _ in content['shards']]
-            self.bad = [(name, cause) for name, cause in content['bad']]
-            self._examples: list[tuple[str, Label, int, int, Found]] = []
-            for name, label, shard, place, outcome in content['examples']:
-                found = unpack(outcome)
-                label = tuple(label) if isinstance(label, list) else label
-                if damaged[shard]:
-                    self.bad.append((name, damaged[shard]))
-                elif isinstance(found, Found):
-                    self._examples.append((name, label, shard, place, found))
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f'{path} is damaged ({type(error).__name__}: {error}): prepare again') from error
+        self.splits = tuple(manifest['splits'])
+        if split not in self.splits:
+            raise ValueError(f'{self._root} has no split {split!r}; it has {", ".join(self.splits)}')
+        self.class_names: list[str] = manifest['class_names']
+        self.heads = tuple(manifest['heads'])
+        self.head_sizes = tuple(manifest['heads'].values())
+        self._seconds = seconds
+        content = manifest['splits'][split]
+        self._shards = [name for name, _, _ in content['shards']]
+        damaged = [self._damage(name, size) for name, size, _ in content['shards']]
+        self.bad = [(name, cause) for name, cause in content['bad']]
+        self._examples: list[tuple[str, Label, int, int, Found]] = []
+        for name, label, shard, place, outcome in content['examples']:
+            found = unpack(outcome)
+            label = tuple(label) if isinstance(label, list) else label
+            if damaged[shard]:
+                self.bad.append((name, damaged[shard]))
+            elif isinstance(found, Found):
+                self._examples.append((name, label, shard, place, found))
         if not self._examples and any(damaged):
             raise ValueError(f'{self._root}: {next(filter(None, damaged))}')
         lines = [[name, label, found.num_frames] for name, label, _, _, found in self._examples]
@@ -153,26 +154,86 @@ class ArrayRecords:
             label=label,
             num_frames=found.num_frames,
             frame_size=found.frame_size,
-            read=functools.partial(_read, str(self._root / self._shards[shard]), place, found),
+            read=functools.partial(
+                _read, str(self._root / self._shards[shard]), place, found, seconds=self._seconds
+            ),
             seconds=found.seconds,
             codec=found.codec,
         )
 
 
 def _read_manifest(path: pathlib.Path) -> Any:
+    """Reads a manifest, which may be another's: whatever is in it is looked at before it is used."""
     try:
-        with gzip.open(path, 'rt', encoding='utf-8') as file:
-            manifest = json.load(file)
+        with gzip.open(path, 'rb') as file:
+            text = bytearray()
+            while block := file.read(2**20):
+                text += block
+                if len(text) > MOST_BYTES:
+                    raise ValueError(f'it is longer than {MOST_BYTES:,} bytes')
+        manifest = json.loads(text)
+        known = isinstance(manifest, dict) and manifest.get('version') == VERSION
+        if known:
+            _check(manifest)
     except FileNotFoundError as error:
         raise ValueError(
             f'{path} is missing: config.data.root must be a folder that tools/prepare_videos.py wrote to its end; '
             'started again, it goes on where it was'
         ) from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f'{path} is damaged ({" ".join(str(error).split())}): prepare again') from error
-    if not isinstance(manifest, dict) or manifest.get('version') != VERSION:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        zlib.error,
+    ) as error:
+        cause = f'{type(error).__name__}: {error}' if isinstance(error, KeyError) else str(error)
+        raise ValueError(f'{path} is damaged ({" ".join(cause.split())[:300]}): prepare again') from error
+    if not known:
         raise ValueError(f'{path} is no manifest of version {VERSION}: prepare again')
     return manifest
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Raises where a manifest is not as `write_manifest` makes it: one of several errors."""
+    names, heads = manifest['class_names'], manifest['heads']
+    sizes = list(heads.values())
+    if not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != len(names):
+        raise ValueError('its heads do not go with its classes')
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError('its classes have no names')
+    '\n'.join(names).encode()  # a ValueError where one holds half a letter
+    for split in manifest['splits'].values():
+        for name, size, _ in split['shards']:
+            # Shards lie beside the manifest; a name that leads elsewhere was not written here.
+            plain = pathlib.PurePath(name).name == name and name not in ('', '.', '..') and name.isprintable()
+            if not plain or type(size) is not int:
+                raise ValueError(f'the shard {name!r}, of {size!r} bytes, is not beside it')
+        if not all(isinstance(text, str) for pair in split['bad'] for text in pair):
+            raise ValueError('what was left out has no names')
+        for name, label, shard, place, outcome in split['examples']:
+            unpack(outcome)
+            str(name).encode('utf-8', 'surrogateescape')  # names of files are of any bytes
+            there = (
+                type(shard) is int and 0 <= shard < len(split['shards']) and type(place) is int and place >= 0
+            )
+            if not isinstance(name, str) or not there or not _is_label(label, sizes):
+                raise ValueError(
+                    f'the example {name!r} has the label {label!r}, is in shard {shard!r} at {place!r}'
+                )
+
+
+def _is_label(label: Any, sizes: Sequence[int]) -> bool:
+    """Tells whether a label goes with the classes of the heads."""
+    if isinstance(label, list) and label and type(label[0]) is float:
+        return len(label) == sum(sizes) and all(one in (0.0, 1.0) for one in label)
+    labels = label if isinstance(label, list) else [label]
+    return len(labels) == len(sizes) and all(
+        type(one) is int and 0 <= one < size for one, size in zip(labels, sizes, strict=True)
+    )
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
@@ -182,13 +243,13 @@ def _reader(path: str) -> ArrayRecordReader:
 
 
 def _read(
-    path: str, place: int, found: Found, indices: Integer[np.ndarray, ' t']
+    path: str, place: int, found: Found, indices: Integer[np.ndarray, ' t'], *, seconds: float = 0.0
 ) -> UInt8[np.ndarray, 't h w 3']:
     try:
         (video,) = _reader(path).read([place])
-    except RuntimeError as error:  # the one that the package raises, whatever is wrong
+    except (RuntimeError, IndexError, ValueError) as error:  # the first is the package's own
         raise UnreadableExample(f'record {place} of {path} cannot be read: {_line(error)}') from error
-    return read_frames(video, found, indices)
+    return read_frames(video, found, indices, seconds=seconds)
 
 
 def _line(error: Exception) -> str:

@@ -77,7 +77,7 @@ class BadFiles:
                 file.seek(end)
                 grown = file.read(size - end)
             grown = grown[: grown.rfind(b'\n') + 1]
-            for row in csv.reader(io.StringIO(grown.decode('utf-8', 'replace'))):
+            for row in csv.reader(io.StringIO(grown.decode('utf-8', 'surrogateescape'))):
                 if len(row) == len(COLUMNS) and tuple(row) != COLUMNS:
                     known.setdefault((row[0], row[1]), (row[2], row[3]))
             end += len(grown)

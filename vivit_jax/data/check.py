@@ -19,7 +19,6 @@ import csv
 import functools
 import math
 import os
-import pathlib
 import re
 import sys
 import warnings
@@ -32,12 +31,14 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment
+from vivit_jax import command_line, experiment, paths
 from vivit_jax import config as config_module
+from vivit_jax.data.files import stores
 from vivit_jax.data.files.damage import fingerprint, record_damage, video_damage
 from vivit_jax.data.overview import Survey, class_counts, headed, most_common, shortened, spread, survey
 from vivit_jax.data.record import Source
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable, warning_line
 from vivit_jax.telling.terminal import Terminal
 
 SHOWN = 20  # bad examples on the terminal
@@ -51,7 +52,7 @@ Finding = tuple[str, str, str]  # split, name, cause
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    warnings.formatwarning = warning_line
     parser = argparse.ArgumentParser(
         prog='python -m vivit_jax.data.check',
         description=laid_out(__doc__),
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = command_line.overrides(parser, rest)
     try:
         config = config_module.load(parsed.config, overrides)
-        path = pathlib.Path(parsed.output or f'runs/{config.name}_check.csv')
+        path = paths.path(parsed.output or f'runs/{config.name}_check.csv')
         if path.suffix != '.csv':
             raise ValueError(f'--output={path}: write FILE.csv')
         return 1 if check(config, path, decode=parsed.decode) else 0
@@ -73,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print('stopped by SIGINT', file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
 
 
-def check(config: ConfigDict, path: pathlib.Path, *, decode: bool) -> list[Finding]:
+def check(config: ConfigDict, path: paths.Path, *, decode: bool) -> list[Finding]:
     """Looks at every split of a configuration, and tells.
 
     Args:
@@ -123,12 +124,12 @@ def check(config: ConfigDict, path: pathlib.Path, *, decode: bool) -> list[Findi
     console.print(f'{config.name}: {data.source} in {data.root or data.csv or "the package"}', style='bold')
     notes = [*(getattr(source, 'note', '') for source in sources.values()), *notes]
     for note in filter(None, dict.fromkeys(notes)):
-        console.print(note)
+        console.print(printable(note))
     console.print(_summary(config, sources, surveys, counts))
     console.print(_classes(names, counts))
     _tell(console, found, without, path)
     for line in verdict(config, sources, found, doubles, without):
-        console.print(line, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
     return found + without
 
 
@@ -143,7 +144,9 @@ def damaged(
             if config.data.source == 'video_files':
                 # Several examples may be in one file, which is read whole.
                 path = source.path(index)  # type: ignore[attr-defined]
-                jobs.setdefault(path, (split, record.name, functools.partial(video_damage, path)))
+                jobs.setdefault(
+                    path, (split, record.name, functools.partial(stores.probe, video_damage, path))
+                )
             else:
                 jobs[f'{split}/{index}'] = (split, record.name, functools.partial(record_damage, record))
     found = []
@@ -184,12 +187,12 @@ def duplicates(sources: Mapping[str, Source]) -> tuple[list[Double], list[str]]:
         there is nothing to tell.
     """
     by_split = {split: list(_parts(split, source)) for split, source in sources.items()}
-    paths = {part.path for parts in by_split.values() for part in parts}
-    sizes = {path: os.path.getsize(path) for path in paths}
+    files = {part.path for parts in by_split.values() for part in parts}
+    sizes = {path: stores.size(path) for path in files}
     common = collections.Counter(
         size for parts in by_split.values() for size in {sizes[part.path] for part in parts}
     )
-    content = {path: fingerprint(path) for path in sorted(paths) if common[sizes[path]] > 1}
+    content = {path: fingerprint(path) for path in sorted(files) if common[sizes[path]] > 1}
     earlier: dict[str, list[Part]] = {}
     doubles, apart = [], {}
     for parts in by_split.values():
@@ -313,9 +316,9 @@ def _beside(sources: Mapping[str, Source], doubles: Sequence[Double], without: S
 # --- Telling ---
 
 
-def write_csv(path: pathlib.Path, header: Sequence[str], rows: Any) -> None:
+def write_csv(path: paths.Path, header: Sequence[str], rows: Any) -> None:
     """Writes a table; names that are no UTF-8 keep their bytes."""
-    with path.open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
+    with paths.open_text(path, 'w', newline='', errors='surrogateescape') as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
@@ -363,25 +366,25 @@ def _classes(names: Sequence[str], counts: Mapping[str, np.ndarray]) -> rich.tab
             if place == 5:
                 table.add_row(f'… {len(names) - 10} more …')
             continue
-        table.add_row(names[k], *(f'{values[k]:,}' for values in counts.values()))
+        table.add_row(printable(names[k]), *(f'{values[k]:,}' for values in counts.values()))
     return table
 
 
-def _classes_path(path: pathlib.Path) -> pathlib.Path:
+def _classes_path(path: paths.Path) -> paths.Path:
     return path.with_name(f'{path.stem}_classes.csv')
 
 
 def _tell(
-    console: rich.console.Console, found: Sequence[Finding], without: Sequence[Finding], path: pathlib.Path
+    console: rich.console.Console, found: Sequence[Finding], without: Sequence[Finding], path: paths.Path
 ) -> None:
     for split in dict.fromkeys(split for split, _, _ in without):
         missing = shortened([name for of, name, _ in without if of == split])
-        console.print(f'{split} has no example of {missing}', soft_wrap=True)
+        console.print(printable(f'{split} has no example of {missing}'), soft_wrap=True)
     if found:
         table = rich.table.Table('split', 'name', 'cause', box=rich.box.SIMPLE_HEAD)
         table.columns[1].overflow = table.columns[2].overflow = 'fold'
         for finding in found[:SHOWN]:
-            table.add_row(*(_printable(cell) for cell in finding))
+            table.add_row(*(printable(' '.join(cell.split())) for cell in finding))
         console.print(table)
         by_split = collections.Counter(split for split, _, _ in found)
         told = shortened([f'{count:,} in {split}' for split, count in by_split.items()])
@@ -390,11 +393,6 @@ def _tell(
     else:
         console.print('no bad example found', soft_wrap=True)
     console.print(f'examples of every class: {_classes_path(path)}', soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Returns a text without what a terminal would take for a command or cannot show."""
-    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in ' '.join(text.split()))
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 import pathlib
 import stat
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any
 
+from vivit_jax import paths
+from vivit_jax.data.files import stores, time_limit
 from vivit_jax.data.record import Found
 
 VERSION = 2  # of the manifests; others are not read
@@ -42,6 +45,7 @@ class Examination:
         known: Outcomes that hold whatever the files are now, by kind and path: the manifest of a run.
         on_progress: Told of the files done and in all.
         threads: That look.
+        seconds: After which a file is given up, see `time_limit`; 0: never.
         seen: Outcomes of everything that was asked for, by kind and path.
         begun: Listings that a run began with, as JSON holds them, by kind and split; they hold whatever is there now.
         listed: Listings that are in use, in the same form.
@@ -51,6 +55,7 @@ class Examination:
     known: dict[str, dict[str, Outcome]] = dataclasses.field(default_factory=dict)
     on_progress: Callable[[int, int], None] = lambda done, total: None
     threads: int = 16
+    seconds: float = 0.0
     seen: dict[str, dict[str, Outcome]] = dataclasses.field(default_factory=dict)
     begun: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     listed: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -58,8 +63,8 @@ class Examination:
 
 def examine(
     kind: str,
-    folder: pathlib.Path,
-    paths: Iterable[str],
+    folder: paths.Path,
+    files: Iterable[str],
     probe: Callable[[str], Outcome],
     examination: Examination,
 ) -> dict[str, Outcome]:
@@ -67,8 +72,8 @@ def examine(
 
     Args:
         kind: What is looked for; outcomes of one kind are not taken for those of another.
-        folder: What the paths are relative to.
-        paths: Files, each looked into once however often it is listed.
+        folder: What the files' paths are relative to.
+        files: Each looked into once however often it is listed.
         probe: Maps a full path to the outcome; raises nothing.
         examination: How.
 
@@ -76,12 +81,14 @@ def examine(
         The outcome of each path.
     """
     known = examination.known.setdefault(kind, {})
-    outcomes = {path: known[path] for path in dict.fromkeys(paths) if path in known}
-    asked = [path for path in dict.fromkeys(paths) if path not in outcomes]
+    outcomes = {path: known[path] for path in dict.fromkeys(files) if path in known}
+    asked = [path for path in dict.fromkeys(files) if path not in outcomes]
     if asked:
         manifest = None
         if examination.cache is not None:
-            where = hashlib.sha256(f'{kind} {folder.absolute()}'.encode()).hexdigest()[:20]
+            where = hashlib.sha256(
+                f'{kind} {paths.absolute(folder)}'.encode('utf-8', 'surrogateescape')
+            ).hexdigest()[:20]
             manifest = examination.cache / f'manifest-{where}.jsonl.gz'
         outcomes |= _examine(folder, asked, probe, manifest, examination)
     examination.seen.setdefault(kind, {}).update(outcomes)
@@ -89,8 +96,8 @@ def examine(
 
 
 def _examine(
-    folder: pathlib.Path,
-    paths: list[str],
+    folder: paths.Path,
+    names: list[str],
     probe: Callable[[str], Outcome],
     manifest: pathlib.Path | None,
     examination: Examination,
@@ -98,8 +105,11 @@ def _examine(
     remembered = _read(manifest) if manifest is not None else {}
     base = str(folder)
     with futures.ThreadPoolExecutor(examination.threads) as pool:
-        files = [os.path.join(base, path) for path in paths]
-        stamps = dict(zip(paths, pool.map(_stamp, files), strict=True))
+        stamps: dict[str, Stamp | str] = {}
+        if paths.is_remote(base):
+            stamps = stores.stamps(base, [name for name in names if not os.path.isabs(name)])
+        each = [name for name in names if name not in stamps]
+        stamps |= zip(each, pool.map(_stamp, [paths.join(base, name) for name in each]), strict=True)
         outcomes: dict[str, Outcome] = {}
         left: dict[str, Stamp] = {}
         for path, stamp in stamps.items():
@@ -111,8 +121,9 @@ def _examine(
                 left[path] = stamp
 
         def look(path: str) -> None:
-            outcomes[path] = probe(os.path.join(base, path))
-            remembered[path] = (left[path], outcomes[path])
+            outcomes[path] = probe(paths.join(base, path))
+            if not time_limit.is_one(outcomes[path]):  # it may be read on another day
+                remembered[path] = (left[path], outcomes[path])
 
         saved = time.monotonic()
         running = [pool.submit(look, path) for path in left]
@@ -132,6 +143,8 @@ def _examine(
 
 def _stamp(path: str) -> Stamp | str:
     """Returns what changes when a file does, or why there is nothing to look into."""
+    if paths.is_remote(path):
+        return stores.stamp(path)
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
@@ -195,10 +208,14 @@ def unpack(packed: Any) -> Outcome:
     if isinstance(packed, str):
         return packed
     num_frames, height, width, seconds, codec, index = packed
+    whole = all(type(one) is int and one > 0 for one in (num_frames, height, width))
+    timed = seconds is None or (type(seconds) is float and 0 <= seconds < math.inf)
+    if not whole or not timed or not isinstance(codec, str) or not isinstance(index, str):
+        raise ValueError('what is told of a file is damaged')
     return Found(num_frames=num_frames, frame_size=(height, width), seconds=seconds, codec=codec, index=index)
 
 
-def write_known(path: pathlib.Path, examination: Examination) -> None:
+def write_known(path: paths.Path, examination: Examination) -> None:
     """Writes everything that was listed and seen, for `read_known`: the manifest of a run."""
     rows: list[object] = [
         ['listing', kind, split, listing]
@@ -210,10 +227,11 @@ def write_known(path: pathlib.Path, examination: Examination) -> None:
         for kind, outcomes in examination.seen.items()
         for name, outcome in outcomes.items()
     ]
-    _write_lines(path, rows)
+    with paths.written(path) as file:
+        _write_lines(file, rows)
 
 
-def read_known(path: pathlib.Path, examination: Examination) -> None:
+def read_known(path: paths.Path, examination: Examination) -> None:
     """Reads what `write_known` wrote into `known` and `begun`.
 
     A run without a manifest, or with a damaged one, lists and looks again.
@@ -221,7 +239,10 @@ def read_known(path: pathlib.Path, examination: Examination) -> None:
     known: dict[str, dict[str, Outcome]] = {}
     begun: dict[str, dict[str, Any]] = {}
     try:
-        with gzip.open(path, 'rt', encoding='utf-8', errors='surrogateescape') as lines:
+        with (
+            paths.local(path) as file,
+            gzip.open(file, 'rt', encoding='utf-8', errors='surrogateescape') as lines,
+        ):
             if json.loads(next(lines)) != {'version': VERSION}:
                 return
             for line in lines:

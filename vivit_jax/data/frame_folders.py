@@ -1,24 +1,31 @@
 """Videos as folders of image files, a file a frame: what EPIC-Kitchens publishes and frame extraction leaves."""
 
 import base64
+import contextlib
+import errno
 import functools
 import itertools
 import json
 import os
 import re
+import stat
 import zlib
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from vivit_jax.data.files import images
+from vivit_jax import paths
+from vivit_jax.data.files import images, stores
+from vivit_jax.data.files.bounds import check_clip
+from vivit_jax.data.files.time_limit import TimeLimit
 from vivit_jax.data.listed import Kind
 from vivit_jax.data.record import Found, UnreadableExample
 
+MOST_BYTES = 2**28  # of an image's file
 ENDINGS = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
 
-def probe(path: str) -> Found | str:
+def probe(path: str, *, seconds: float = 0.0) -> Found | str:
     """Looks into a folder: lists it and decodes one image.
 
     Frames are in the order of the numbers in their names (`frame_2.jpg` before `frame_10.jpg`), else by name. Beside
@@ -26,12 +33,17 @@ def probe(path: str) -> Found | str:
 
     Args:
         path: The folder.
+        seconds: Of reading frames; a few are looked into here.
 
     Returns:
         What it holds, the size being that of the first image, or why it cannot be read.
     """
     try:
-        with os.scandir(path) as entries:
+        with (
+            contextlib.nullcontext(stores.entries(path))
+            if paths.is_remote(path)
+            else os.scandir(path) as entries
+        ):
             names = [entry.name for entry in entries if not entry.name.startswith('.') and not entry.is_dir()]
     except OSError as error:
         return error.strerror or str(error)
@@ -63,13 +75,16 @@ def probe(path: str) -> Found | str:
     return cause
 
 
-def read(path: str, found: Found, indices: Integer[np.ndarray, ' t']) -> UInt8[np.ndarray, 't h w 3']:
+def read(
+    path: str, found: Found, indices: Integer[np.ndarray, ' t'], *, seconds: float = 0.0
+) -> UInt8[np.ndarray, 't h w 3']:
     """Reads frames, RGB, upright (see `images.decode`), those of another size than the first resized to it.
 
     Args:
         path: The folder.
         found: What `probe` has found in it.
         indices: Any order, repetitions allowed, in `[0, found.num_frames)`.
+        seconds: See `time_limit`; 0: it is never given up.
 
     Raises:
         UnreadableExample: Naming the image that is missing or broken.
@@ -79,7 +94,16 @@ def read(path: str, found: Found, indices: Integer[np.ndarray, ' t']) -> UInt8[n
         return np.zeros((0, *found.frame_size, 3), np.uint8)
     if wanted[0] < 0 or wanted[-1] >= found.num_frames:
         raise IndexError(f'{path}: frames {wanted[0]} to {wanted[-1]} must be in [0, {found.num_frames})')
-    frames = [_frame(os.path.join(path, name), found.frame_size) for name in _names(found.index, wanted)]
+    limit, frames = TimeLimit(seconds), []
+    try:
+        check_clip(len(wanted), found.frame_size)
+        for name in _names(found.index, wanted):
+            frames.append(_frame(os.path.join(path, name), found.frame_size))
+            limit.check()
+    except UnreadableExample:
+        raise
+    except ValueError as error:
+        raise UnreadableExample(f'{path}: {error}') from error
     return np.stack([frames[place] for place in places])
 
 
@@ -89,6 +113,13 @@ KIND = Kind(
 
 
 def _content(file: str) -> bytes:
+    if paths.is_remote(file):
+        return stores.content(file)
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited on for ever
+        raise OSError(errno.EINVAL, 'is no regular file')
+    if status.st_size > MOST_BYTES:
+        raise OSError(errno.EFBIG, f'has {status.st_size:,} bytes, more than an image')
     with open(file, 'rb') as opened:
         return opened.read()
 

@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Integer, UInt8
 
+from vivit_jax import paths
 from vivit_jax.data.examine import Examination, Outcome, examine
 from vivit_jax.data.listed import ROUNDING, Kind, ListedFiles
 from vivit_jax.data.listing import Entry, Listing
@@ -27,6 +28,7 @@ from vivit_jax.data.record import Label, Record
 
 TABLES = ('.csv', '.tsv', '.txt', '.json', '.jsonl')
 HERE = pathlib.Path('.')  # what paths are relative to
+MOST_WINDOWS = 10**6  # of an example: a damaged clock makes more, which would fill the memory
 
 Span = tuple[float, float]  # seconds
 Item = tuple[Kind, Entry]
@@ -56,7 +58,9 @@ class Given:
         self.bad: Bad = list(itertools.chain(*(source.bad for source in self._sources)))
         self.digest = hashlib.sha256(' '.join(source.digest for source in self._sources).encode()).hexdigest()
         self.files = [
-            os.path.abspath(source.path(index)) for source in self._sources for index in range(len(source))
+            path if paths.is_remote(path := source.path(index)) else os.path.abspath(path)
+            for source in self._sources
+            for index in range(len(source))
         ]
         self.spans = list(spans)
 
@@ -78,7 +82,7 @@ class Given:
 
 
 def open_given(
-    paths: Sequence[str],
+    names: Sequence[str],
     *,
     kinds: tuple[Kind, ...],
     examination: Examination,
@@ -101,7 +105,7 @@ def open_given(
         '*.avi'         what matches, by name; `**` is folders of any depth
 
     Args:
-        paths: In the order of the examples; what is named twice is there twice.
+        names: Paths, in the order of the examples; what is named twice is there twice.
         kinds: What files may be. A file of an ending that none of them has is taken for the only kind of files.
         examination: How files are looked into; nothing is kept of that in a cache.
         class_names: Of the source.
@@ -122,7 +126,8 @@ def open_given(
     if not (0 <= window < math.inf and 0 <= every < math.inf) or (every and not window):
         raise ValueError(f'window={window:g}, every={every:g}: must be seconds, and `every` needs a window')
     bad: Bad = []
-    items = [item for path in paths for item in _items(path, kinds, label, bad)]
+    kinds = tuple(kind.within(examination.seconds) for kind in kinds)
+    items = [item for name in names for item in _items(name, kinds, label, bad)]
     used = {kind.name: kind for kind, _ in items}
     for name, kind in used.items():
         _check(kind, next(e.path for k, e in items if k.name == name), window, fps, channels)
@@ -155,9 +160,9 @@ def open_given(
     return given
 
 
-def _look(kind: Kind, paths: Sequence[str], examination: Examination) -> dict[str, Outcome]:
+def _look(kind: Kind, files: Sequence[str], examination: Examination) -> dict[str, Outcome]:
     """Looks into files; of one whose name is another kind's the cause tells what it was taken for."""
-    outcomes = examine(kind.name, HERE, paths, kind.probe, examination)
+    outcomes = examine(kind.name, HERE, files, kind.look, examination)
     for path, found in outcomes.items():
         if isinstance(found, str) and not kind.folders and not path.lower().endswith(kind.endings):
             outcomes[path] = f'{found}; the model takes {kind.name.replace("_", " ")}'
@@ -180,26 +185,44 @@ def _check(kind: Kind, name: str, window: float, fps: float, channels: int) -> N
 
 def _items(path: str, kinds: Sequence[Kind], label: Label, bad: Bad) -> list[Item]:
     """Returns the examples that a path names; what is wrong with single ones is added to `bad`."""
-    path = os.path.expanduser(path)
-    if not os.path.lexists(path):
-        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    path = str(paths.expanded(path)) if paths.is_remote(path) else os.path.expanduser(path)
+    if not _is_there(path):
+        matches = sorted(_matching(path)) if glob.has_magic(path) else []
         if not matches:
             raise ValueError(missing(path))
         return [item for match in matches for item in _items(match, kinds, label, bad)]
-    if os.path.isdir(path):
+    if _is_folder(path):
         return _in_folder(path, kinds, label, bad)
     kind = _kind_of(path, kinds)
     if path.lower().endswith(TABLES) and not path.lower().endswith(kind.endings if kind else ()):
-        return _in_table(pathlib.Path(path), kinds, label, bad)
+        return _in_table(paths.path(path), kinds, label, bad)
     if kind is None:
         raise ValueError(f'{path} is a file, but the model takes {_endings(kinds)}')
     return [(kind, Entry(path=path, label=label))]
+
+
+def _is_there(path: str) -> bool:
+    return paths.path(path).exists() if paths.is_remote(path) else os.path.lexists(path)
+
+
+def _is_folder(path: str) -> bool:
+    return paths.path(path).is_dir() if paths.is_remote(path) else os.path.isdir(path)
+
+
+def _matching(pattern: str) -> list[str]:
+    if not paths.is_remote(pattern):
+        return glob.glob(pattern, recursive=True)
+    with paths.said_as_one(pattern):
+        kind = pattern[:2]
+        return [f'{kind}://{name}' for name in paths.file_system(pattern).glob(pattern)]
 
 
 def missing(path: str) -> str:
     """Says that there is nothing of this name, and what is there of a name like it."""
     if glob.has_magic(path):
         return f'nothing matches {path!r}'
+    if paths.is_remote(path):
+        return f'there is no {path}'
     folder, name = os.path.split(os.path.normpath(path))
     while folder and not os.path.isdir(folder):
         folder, name = os.path.split(folder)
@@ -213,7 +236,7 @@ def missing(path: str) -> str:
 
 def _kind_of(path: str, kinds: Sequence[Kind]) -> Kind | None:
     """Returns the kind of a file or folder; None where there is none that could be."""
-    if os.path.isdir(path):
+    if _is_folder(path):
         return next((kind for kind in kinds if kind.folders), None)
     files = [kind for kind in kinds if not kind.folders]
     by_ending = (kind for kind in files if path.lower().endswith(kind.endings))
@@ -225,17 +248,17 @@ def _in_folder(folder: str, kinds: Sequence[Kind], label: Label, bad: Bad) -> li
     endings = tuple(ending for kind in kinds if not kind.folders for ending in kind.endings)
 
     def holds_files(place: str) -> bool:
-        return bool(endings) and bool(loose_files(pathlib.Path(place), endings))
+        return bool(endings) and bool(loose_files(paths.path(place), endings))
 
     found: list[tuple[str, Kind]] = []
     for kind in kinds:
-        if kind.folders and loose_files(pathlib.Path(folder), kind.endings) and not holds_files(folder):
+        if kind.folders and loose_files(paths.path(folder), kind.endings) and not holds_files(folder):
             return [(kind, Entry(path=folder, label=label))]
     for kind in kinds:
-        names, faults = examples_below(pathlib.Path(folder), '', kind.endings, kind.folders)
-        paths = [os.path.join(folder, name) for name in names]
+        names, faults = examples_below(paths.path(folder), '', kind.endings, kind.folders)
+        files = [os.path.join(folder, name) for name in names]
         # A picture beside videos is no video.
-        found += [(path, kind) for path in paths if not (kind.folders and holds_files(path))]
+        found += [(path, kind) for path in files if not (kind.folders and holds_files(path))]
         if not kind.folders or not endings:
             bad += [(os.path.join(folder, name), cause) for name, cause in faults]
     if not found:
@@ -243,7 +266,7 @@ def _in_folder(folder: str, kinds: Sequence[Kind], label: Label, bad: Bad) -> li
     return [(kind, Entry(path=path, label=label)) for path, kind in sorted(found, key=lambda item: item[0])]
 
 
-def _in_table(file: pathlib.Path, kinds: Sequence[Kind], label: Label, bad: Bad) -> list[Item]:
+def _in_table(file: paths.Path, kinds: Sequence[Kind], label: Label, bad: Bad) -> list[Item]:
     """Returns the rows of a table."""
     endings = tuple(ending for kind in kinds for ending in kind.endings if not kind.folders)
     table = _read(file, endings, any(kind.folders for kind in kinds))
@@ -255,7 +278,8 @@ def _in_table(file: pathlib.Path, kinds: Sequence[Kind], label: Label, bad: Bad)
     for place, (line, _) in enumerate(table.rows):
         if place in told.causes:
             continue
-        path = str(file.parent / os.path.expanduser(told.paths[place]))
+        named = os.path.expanduser(told.paths[place])
+        path = named if paths.is_remote(named) else str(file.parent / named)
         kind = _kind_of(path, kinds)
         if kind is None:
             bad.append((path, f'is none of {_endings(kinds)} ({table.where(line)})'))
@@ -267,7 +291,7 @@ def _in_table(file: pathlib.Path, kinds: Sequence[Kind], label: Label, bad: Bad)
     return items
 
 
-def _read(file: pathlib.Path, endings: tuple[str, ...], folders: bool) -> Table:
+def _read(file: paths.Path, endings: tuple[str, ...], folders: bool) -> Table:
     """Reads a table with or without labels, of files or of folders: what makes its first path one that is there."""
     readings: list[Table] = []
     mistakes: list[ValueError] = []
@@ -282,7 +306,7 @@ def _read(file: pathlib.Path, endings: tuple[str, ...], folders: bool) -> Table:
             column = next((place for place, name in enumerate(table.columns) if name in PATHS), None)
             if table.header or not table.rows or column is None:
                 return table
-            if os.path.lexists(os.path.join(file.parent, table.rows[0][1][column])):
+            if _is_there(paths.join(file.parent, table.rows[0][1][column])):
                 return table
     if not readings:
         raise mistakes[0]
@@ -312,6 +336,11 @@ def _windows(item: Item, outcomes: Outcomes, window: float, every: float, bad: B
     begin, end = span
     if begin >= end:
         yield item
+        return
+    if end - begin > MOST_WINDOWS * every:
+        bad.append(
+            (entry.path, f'claims {end - begin:.3g} s, more than {MOST_WINDOWS:,} windows every {every:g} s')
+        )
         return
     count = max(math.ceil((end - begin - window - ROUNDING) / every), 0)
     for start in [*(begin + k * every for k in range(count)), max(end - window, begin)]:

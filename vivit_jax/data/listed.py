@@ -6,13 +6,14 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float64, Integer, Shaped
 
+from vivit_jax import paths
 from vivit_jax.data.examine import Examination, Outcome, examine
+from vivit_jax.data.files import stores
 from vivit_jax.data.listing import Entry, Layout, Listing, list_examples
 from vivit_jax.data.listing.pinning import as_begun, pack_listing, unpack_listing
 from vivit_jax.data.record import Found, Record
@@ -32,7 +33,8 @@ class Kind:
         folders: An example is a folder of such files.
         channels: Of the pixels that are read, 3 for RGB.
         probe: Maps a full path to what is in the file, or to the reason why it cannot be used.
-        read: Maps (full path, what was found, frame indices) to the pixels `[t h w c]`.
+        read: Maps (full path, what was found, frame indices) to the pixels `[t h w c]`. Both take `seconds`, see
+            `time_limit`.
         times: Maps what was found to the seconds of every frame, in order; None where there is no time.
     """
 
@@ -40,9 +42,20 @@ class Kind:
     endings: tuple[str, ...]
     folders: bool = False
     channels: int = 3
-    probe: Callable[[str], Found | str]
-    read: Callable[[str, Found, Integer[np.ndarray, ' t']], Shaped[np.ndarray, 't h w c']]
+    probe: Callable[..., Found | str]
+    read: Callable[..., Shaped[np.ndarray, 't h w c']]
     times: Callable[[Found], Float64[np.ndarray, ' n']] | None = None
+
+    def look(self, file: str) -> Found | str:
+        """Looks into a file, see `probe`, wherever it is."""
+        return self.probe(file) if self.folders else stores.probe(self.probe, file)
+
+    def within(self, seconds: float) -> 'Kind':
+        """Returns the kind whose files are given up after so many seconds, see `time_limit`; 0: never."""
+        if not seconds:
+            return self
+        probe = functools.partial(self.probe, seconds=seconds)
+        return dataclasses.replace(self, probe=probe, read=functools.partial(self.read, seconds=seconds))
 
 
 class ListedFiles:
@@ -71,13 +84,14 @@ class ListedFiles:
         Raises:
             ValueError: If the data is not there or contradicts itself; one line.
         """
+        kind = kind.within(examination.seconds)
         listing = list_examples(split, layout=layout, endings=kind.endings, folders=kind.folders)
         begun = examination.begun.get(kind.name, {}).get(split)
         examination.listed.setdefault(kind.name, {})[split] = begun or pack_listing(listing)
         if begun:
             listing = as_begun(listing, unpack_listing(begun), split)
-        paths = [entry.path for entry in listing.entries]
-        outcomes = examine(kind.name, listing.folder, paths, kind.probe, examination)
+        files = [entry.path for entry in listing.entries]
+        outcomes = examine(kind.name, listing.folder, files, kind.look, examination)
         self._take(listing, outcomes, kind, fps)
 
     @classmethod
@@ -123,7 +137,7 @@ class ListedFiles:
 
     def path(self, index: int) -> str:
         """Returns the full path of the file that an example is in."""
-        return os.path.join(self._folder, self._examples[index][0].path)
+        return paths.join(self._folder, self._examples[index][0].path)
 
     def entry(self, index: int) -> Entry:
         """Returns how an example is listed."""
@@ -208,6 +222,6 @@ def _read(
     frames: range | Integer[np.ndarray, ' n'],
     indices: Integer[np.ndarray, ' t'],
 ) -> Shaped[np.ndarray, 't h w c']:
-    if isinstance(frames, range):
-        return kind.read(path, found, frames.start + np.asarray(indices))
-    return kind.read(path, found, frames[indices])
+    wanted = frames.start + np.asarray(indices) if isinstance(frames, range) else frames[indices]
+    # Of a folder of a store only what is wanted comes here.
+    return kind.read(path, found, wanted) if kind.folders else stores.read(kind.read, path, found, wanted)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from vivit_jax import paths
 from vivit_jax.data.record import Record
 
 SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # and what the files call them
@@ -113,11 +114,14 @@ class MedMNIST:
         if size not in published.md5:
             raise ValueError(f'config.data.medmnist.size={size!r}: choose 28 or 64 voxels')
         file = f'{name}mnist3d.npz' if size == 28 else f'{name}mnist3d_{size}.npz'
-        self._path = pathlib.Path(HOME if root is None else root).expanduser() / file
+        self._path = paths.expanded(HOME if root is None else root) / file
         md5 = published.md5[size]
         if not self._path.is_file():
-            _download(self._path, md5, chosen=root is not None)
-        found = hashlib.md5(self._path.read_bytes(), usedforsecurity=False).hexdigest()
+            if paths.is_remote(self._path):
+                raise ValueError(f'{self._path} is not there: {_command(file)} gets it, to be copied there')
+            _download(pathlib.Path(self._path), md5, chosen=root is not None)
+        with paths.local(self._path) as copy, copy.open('rb') as content:
+            found = hashlib.file_digest(content, _md5).hexdigest()
         if found != md5:
             raise ValueError(
                 f'{self._path}: its MD5 is {found}, but that of MedMNIST v2 is {md5}: delete it and get it '
@@ -172,7 +176,7 @@ def _download(path: pathlib.Path, md5: str, *, chosen: bool) -> None:
     url = table.get(name, {}).get(f'url_{size}' if size else 'url', f'{RECORD}/files/{path.name}')
     print(f'downloading {url} to {path}', file=sys.stderr)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    found = hashlib.md5(usedforsecurity=False)
+    found = _md5()
     try:
         path.parent.mkdir(exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as answer, part.open('wb') as file:
@@ -191,6 +195,10 @@ def _download(path: pathlib.Path, md5: str, *, chosen: bool) -> None:
         part.unlink(missing_ok=True)
 
 
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
+
+
 def _command(file: str) -> str:
     return f'curl -LO {RECORD}/files/{file}'
 
@@ -203,13 +211,14 @@ def _package_table() -> dict[str, dict[str, Any]] | None:
     return runpy.run_path(str(pathlib.Path(spec.submodule_search_locations[0]) / 'info.py'))['INFO']
 
 
-def _labels(path: pathlib.Path, key: str, shape: tuple[int, ...]) -> list[int]:
+def _labels(path: paths.Path, key: str, shape: tuple[int, ...]) -> list[int]:
     """Returns a split's labels, once they and the volumes, of which it reads the header, have their shapes."""
-    with zipfile.ZipFile(path) as archive, archive.open(f'{key}_images.npy') as member:
-        np.lib.format.read_magic(member)
-        found, _, _ = np.lib.format.read_array_header_1_0(member)
-    with np.load(path, allow_pickle=False) as arrays:
-        labels = arrays[f'{key}_labels']
+    with paths.local(path) as file:
+        with zipfile.ZipFile(file) as archive, archive.open(f'{key}_images.npy') as member:
+            np.lib.format.read_magic(member)
+            found, _, _ = np.lib.format.read_array_header_1_0(member)
+        with np.load(file, allow_pickle=False) as arrays:
+            labels = arrays[f'{key}_labels']
     for name, value, must in (('images', found, shape), ('labels', labels.shape, (shape[0], 1))):
         if value != must:
             raise ValueError(f'{path}: {key}_{name} has the shape {value}, but must have {must}')
@@ -220,13 +229,13 @@ _LOADING = threading.Lock()  # threads that read the first volumes together load
 
 
 @functools.lru_cache(maxsize=len(SPLITS))
-def _load(path: pathlib.Path, key: str) -> UInt8[np.ndarray, 'n t h w']:
-    with np.load(path, allow_pickle=False) as arrays:
+def _load(path: paths.Path, key: str) -> UInt8[np.ndarray, 'n t h w']:
+    with paths.local(path) as file, np.load(file, allow_pickle=False) as arrays:
         return arrays[f'{key}_images']
 
 
 def _read(
-    path: pathlib.Path, key: str, index: int, indices: Integer[np.ndarray, ' t']
+    path: paths.Path, key: str, index: int, indices: Integer[np.ndarray, ' t']
 ) -> UInt8[np.ndarray, 't h w 1']:
     with _LOADING:
         volumes = _load(path, key)

@@ -51,7 +51,7 @@ def open_source(
     if name == 'array_record':
         from vivit_jax.data.array_record import ArrayRecords
 
-        return ArrayRecords(split, root=layout.root)
+        return ArrayRecords(split, root=layout.root, seconds=examination.seconds)
     if name == 'tfrecords':
         from vivit_jax.data.tfrecords import TFRecords
 

@@ -13,6 +13,7 @@ import pathlib
 import re
 from typing import Any
 
+from vivit_jax import paths
 from vivit_jax.data.examine import Examination, examine
 from vivit_jax.data.files import shards
 from vivit_jax.data.listing import Layout
@@ -68,7 +69,7 @@ class TFDS:
         for file, instruction in zip(files, instructions, strict=True):
             self._add(file, outcomes[file], instruction)
         self.lost = sum(instruction.take for instruction in instructions) - len(self._examples)
-        self._folder, self._video = str(folder), video
+        self._folder, self._video, self._seconds = str(folder), video, examination.seconds
         lines = [[file, shot.number, label, shot.num_frames] for file, shot, label in self._examples]
         manifest = json.dumps([info.full_name, self.class_names, lines])
         self.digest = hashlib.sha256(manifest.encode()).hexdigest()
@@ -115,7 +116,9 @@ class TFDS:
             label=label,
             num_frames=shot.num_frames,
             frame_size=(shot.height, shot.width),
-            read=functools.partial(shards.read, os.path.join(self._folder, file), shot, self._video),
+            read=functools.partial(
+                shards.read, os.path.join(self._folder, file), shot, self._video, seconds=self._seconds
+            ),
             codec=shot.codec,
         )
 
@@ -124,7 +127,7 @@ def _info(name: str, root: str | None) -> Any:
     """Returns what TFDS knows about a prepared set."""
     if not re.fullmatch(r'\w+(/[\w.-]+)?(:[0-9.]+)?', name):
         raise ValueError(f'config.data.tfds.name={name!r}: it must be {FORM}')
-    folder = None if root is None else os.path.expanduser(root)
+    folder = None if root is None else str(paths.here(root, 'config.data.root'))
     try:
         import tensorflow_datasets
 

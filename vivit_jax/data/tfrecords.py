@@ -10,13 +10,13 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
 import re
 import statistics
 from collections.abc import Sequence
 
+from vivit_jax import paths
 from vivit_jax.data.examine import Examination, examine
-from vivit_jax.data.files import shards
+from vivit_jax.data.files import shards, stores
 from vivit_jax.data.listing import Layout
 from vivit_jax.data.listing.splits import SPLITS, split_name
 from vivit_jax.data.record import Found, Label, Record
@@ -61,14 +61,16 @@ class TFRecords:
             raise ValueError(
                 'config.data.root is not set: give the folder that holds the TFRecords; --config.data.root=ROOT'
             )
-        self._root = pathlib.Path(layout.root).expanduser()
+        self._seconds = examination.seconds
+        self._root = paths.expanded(layout.root)
         if not self._root.is_dir():
             raise ValueError(f'config.data.root={layout.root!r} is not a folder: it must hold TFRecords')
         split = split_name(split)
         found = find_files(self._root, split, files)
         self.splits = tuple(found)
         keys = [INDEX] if len(layout.heads) == 1 else [*(f'{head}/{INDEX}' for head in layout.heads), INDEX]
-        probe = functools.partial(shards.probe, video=VIDEO, labels=tuple(keys), texts=TEXTS)
+        look = functools.partial(shards.probe, video=VIDEO, labels=tuple(keys), texts=TEXTS)
+        probe = functools.partial(stores.probe, look)
         names = [name for group in found.values() for name in group]
         outcomes = examine(f'tfrecords {" ".join(keys)}', self._root, names, probe, examination)
         self.bad: list[tuple[str, str]] = []
@@ -109,13 +111,13 @@ class TFRecords:
             label=label,
             num_frames=shot.num_frames,
             frame_size=(shot.height, shot.width),
-            read=functools.partial(shards.read, path, shot, VIDEO),
+            read=functools.partial(shards.read, path, shot, VIDEO, seconds=self._seconds),
             seconds=shot.seconds,
             codec=shot.codec,
         )
 
 
-def find_files(root: pathlib.Path, split: str, files: str) -> dict[str, list[str]]:
+def find_files(root: paths.Path, split: str, files: str) -> dict[str, list[str]]:
     """Finds the files of every split, sorted, relative to the root.
 
     Args:
@@ -157,7 +159,7 @@ def find_files(root: pathlib.Path, split: str, files: str) -> dict[str, list[str
     return by_split
 
 
-def _groups(root: pathlib.Path) -> list[str]:
+def _groups(root: paths.Path) -> list[str]:
     """Returns what there is, shards as NAME@SHARDS."""
     found = set()
     for entry in root.iterdir():
@@ -169,7 +171,7 @@ def _groups(root: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
-def _expand(root: pathlib.Path, value: str) -> list[str]:
+def _expand(root: paths.Path, value: str) -> list[str]:
     """Returns the files of NAME@SHARDS, all of which must be there, or the one that is named."""
     parts = re.fullmatch(r'(.+)@([0-9]+)(\..*)?', value)
     if parts:
@@ -177,7 +179,11 @@ def _expand(root: pathlib.Path, value: str) -> list[str]:
         names = [f'{name}-{shard:05d}-of-{count:05d}{after}' for shard in range(count)]
     else:
         names = [value]
-    missing = [name for name in names if not (root / name).is_file()]
+    if paths.is_remote(root):
+        there = {entry.name for entry in stores.entries(str(root))}  # to ask for each takes long
+        missing = [name for name in names if name not in there]
+    else:
+        missing = [name for name in names if not (root / name).is_file()]
     if missing or not names:
         listed = ', '.join(missing[:5]) + (', …' if len(missing) > 5 else '')
         raise ValueError(f'{len(missing)} of the {len(names)} files of {value} are not in {root}: {listed}')

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Integer
 from scipy import sparse
 
 from vivit_jax.data.files.scans import ENDINGS, MAX_VOXELS, SLICES, Stored, Volume, in_words, open_scan
+from vivit_jax.data.files.time_limit import TimeLimit
 from vivit_jax.data.listed import Kind
 from vivit_jax.data.record import Found, UnreadableExample
 from vivit_jax.data.resample import linear_weights, resample
@@ -99,10 +100,10 @@ def kind(*, clip: tuple[int, int, int], size: tuple[int, int, int], **options: A
     )
 
 
-def probe(path: str, *, preparation: Preparation) -> Found | str:
+def probe(path: str, *, preparation: Preparation, seconds: float = 0.0) -> Found | str:
     """Returns what a file holds once it is prepared, or why it cannot be used; reads its header only."""
     try:
-        codec = _open(path, preparation).codec
+        codec = _open(path, preparation, seconds).codec
     except UnreadableExample as error:
         return str(error)
     depth, height, width = preparation.size
@@ -110,7 +111,12 @@ def probe(path: str, *, preparation: Preparation) -> Found | str:
 
 
 def read(
-    path: str, found: Found, indices: Integer[np.ndarray, ' t'], *, preparation: Preparation
+    path: str,
+    found: Found,
+    indices: Integer[np.ndarray, ' t'],
+    *,
+    preparation: Preparation,
+    seconds: float = 0.0,
 ) -> Float32[np.ndarray, 't h w 1']:
     """Reads slices of a prepared volume, in [-1, 1].
 
@@ -119,15 +125,21 @@ def read(
         found: What `probe` found in it.
         indices: Places in depth, in `[0, preparation.size[0])`.
         preparation: How the scan becomes a volume.
+        seconds: See `time_limit`; 0: it is never given up.
 
     Raises:
         UnreadableExample: If the file cannot be read, or there is nothing to see in it.
     """
-    return prepare(_open(path, preparation), preparation)[indices][..., np.newaxis]
+    return prepare(_open(path, preparation, seconds), preparation)[indices][..., np.newaxis]
 
 
-def _open(path: str, preparation: Preparation) -> Stored:
-    stored = open_scan(path, slices=preparation.slices, depth_axis=preparation.depth_axis)
+def _open(path: str, preparation: Preparation, seconds: float) -> Stored:
+    stored = open_scan(
+        path,
+        slices=preparation.slices,
+        depth_axis=preparation.depth_axis,
+        limit=TimeLimit(seconds),
+    )
     if preparation.spacing and stored.spacing is None:
         raise UnreadableExample(
             'does not tell its spacing (NumPy files never do): set config.data.volumes.spacing=0'
@@ -147,6 +159,13 @@ def prepare(stored: Stored, preparation: Preparation) -> Prepared:
     try:
         voxels = stored.load()
         low, high = _intensities(voxels, stored, preparation)
+        with np.errstate(over='ignore', divide='ignore'):
+            span = 2 / np.float64(high - low)
+            factors = np.array([stored.slope, stored.intercept, low, high, span]).astype(np.float32)
+        if not np.isfinite(factors).all():  # a damaged slope; nothing but NaN would come of it
+            raise UnreadableExample(
+                f'its slope {stored.slope:g} and intercept {stored.intercept:g} lead out of the range of numbers'
+            )
         along = [
             _along(old, new, step, fit=preparation.fit)
             for old, new, step in zip(
@@ -177,7 +196,9 @@ def _intensities(voxels: Volume, stored: Stored, preparation: Preparation) -> tu
     some = voxels[places].astype(np.float64)
     some = some[np.isfinite(some)]
     if not len(some) or some.min() == some.max():
-        some = np.unique(voxels[np.isfinite(voxels)]).astype(np.float64)
+        some = np.zeros(0)
+        for plane in voxels:  # one by one, as all of them again would take as much memory again
+            some = np.union1d(some, plane[np.isfinite(plane)].astype(np.float64))
     if not len(some):
         raise UnreadableExample('none of its voxels is a finite number')
     some = some * stored.slope + stored.intercept

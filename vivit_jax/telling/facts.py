@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import resource
@@ -18,6 +17,8 @@ from typing import Any
 import jax
 
 import vivit_jax
+from vivit_jax import paths, xla_preset
+from vivit_jax.lock import Lost
 from vivit_jax.signals import Stopped
 from vivit_jax.telling.eta import Spent
 from vivit_jax.telling.memory import Memory
@@ -60,7 +61,7 @@ class RunFacts:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: paths.Path,
         *,
         first_step: int,
         model: dict[str, int],
@@ -96,6 +97,8 @@ class RunFacts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Lost):
+            return  # the file is another run's now
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         self._session['exit'] = 'done' if error is None else 'stopped' if stopped else 'failed'
         self._session['ended'] = now()
@@ -143,12 +146,10 @@ class RunFacts:
         """Writes the file, whole or not at all; where that fails there is a warning, and the run goes on."""
         if jax.process_index() != 0:
             return
-        beside = self._path.with_name(f'.{NAME}.{os.getpid()}')
         try:
-            beside.write_text(json.dumps(self.facts(), indent=1) + '\n', encoding='utf-8')
-            os.replace(beside, self._path)
+            paths.replace_text(self._path, json.dumps(self.facts(), indent=1) + '\n')
         except OSError as error:
-            warnings.warn(f'{self._path} cannot be written: {error.strerror}', stacklevel=2)
+            warnings.warn(f'{self._path} cannot be written: {error.strerror or error}', stacklevel=2)
 
     def _speed(self) -> dict[str, Any]:
         """Returns seconds and rates, over this session and those before."""
@@ -196,6 +197,8 @@ def about() -> dict[str, Any]:
         'commit': commit,
         'dirty': dirty,
         'command': shlex.join(['python', *sys.orig_argv[1:]]),
+        'xla_flags': xla_preset.flags(),
+        'deterministic': xla_preset.is_deterministic(),
         'host': socket.gethostname(),
         'platform': platform.platform(),
         'python': platform.python_version(),
@@ -246,7 +249,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: paths.Path) -> dict[str, Any]:
     """Returns what an earlier session wrote; nothing where that is not there, or damaged."""
     try:
         facts = json.loads(path.read_text(encoding='utf-8'))

@@ -18,6 +18,8 @@ import rich.spinner
 import rich.table
 import rich.text
 
+from vivit_jax.telling.printable import printable, printable_lines
+
 SECONDS_A_LINE = 20.0  # of a long phase, where there is no terminal
 REFRESHES = 8  # a second; a spinner needs some
 BAR = (10, 40)  # narrowest and widest, in characters
@@ -80,6 +82,7 @@ class Terminal:
             indent: Spaces before what goes on below.
             is_command: To be copied as it is: the terminal itself breaks it then, and takes it for one line.
         """
+        text = printable_lines(text)
         if self._console.is_terminal and not is_command:
             text = '\n'.join(
                 textwrap.fill(
@@ -100,7 +103,9 @@ class Terminal:
             table.add_column(split, no_wrap=True, justify='right')
         for name in dict.fromkeys(name for values in rows.values() for name in values):
             cells = (values.get(name, '') for values in rows.values())
-            table.add_row(name, *(f'{cell:.4f}' if isinstance(cell, float) else str(cell) for cell in cells))
+            table.add_row(
+                printable(name), *(f'{cell:.4f}' if isinstance(cell, float) else str(cell) for cell in cells)
+            )
         self._console.print(table)
 
     @contextlib.contextmanager

@@ -5,7 +5,10 @@ import os
 
 import numpy as np
 
-from vivit_jax.data.files.decoding import ERRORS, cause_of, open_video, probe
+from vivit_jax import paths
+from vivit_jax.data.files import stores
+from vivit_jax.data.files.decoding import probe
+from vivit_jax.data.files.video_container import ERRORS, cause_of, open_video
 from vivit_jax.data.record import Record, UnreadableExample
 
 MOST_BYTES = 2**28  # of pixels that are held at once
@@ -52,14 +55,13 @@ def fingerprint(path: str) -> str:
     """
     digest = hashlib.sha256()
     files = [path]
-    if os.path.isdir(path):
-        files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    if os.path.isdir(path) or (paths.is_remote(path) and paths.path(path).is_dir()):
+        names = stores.entries(path) if paths.is_remote(path) else os.scandir(path)
+        files = sorted(os.path.join(path, entry.name) for entry in names if entry.is_file())
         digest.update(f'{len(files)} files'.encode())
     for name in dict.fromkeys((*files[:1], *files[-1:])):
-        with open(name, 'rb') as file:
-            digest.update(file.read(ENDS))
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f'{size} bytes'.encode())
-            file.seek(max(size - ENDS, 0))
-            digest.update(file.read(ENDS))
+        size = stores.size(name)
+        digest.update(stores.part(name, 0, ENDS))
+        digest.update(f'{size} bytes'.encode())
+        digest.update(stores.part(name, max(size - ENDS, 0), ENDS))
     return digest.hexdigest()

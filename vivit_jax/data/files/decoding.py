@@ -3,11 +3,9 @@
 A video is a path, or the content of a file held in memory.
 """
 
+import contextlib
 import fractions
-import io
-import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import av
@@ -15,7 +13,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Integer, UInt8
 
+from vivit_jax.data.files.bounds import check_clip
 from vivit_jax.data.files.frame_index import FrameIndex
+from vivit_jax.data.files.mp4_claims import too_many
+from vivit_jax.data.files.time_limit import TimeLimit
+from vivit_jax.data.files.video_container import ERRORS, cause_of, open_video, opened
 from vivit_jax.data.record import Found, UnreadableExample
 
 # One packet is one frame here, so that places counted in packets are places counted in frames.
@@ -23,36 +25,37 @@ SEEKABLE = ('h264', 'hevc', 'vp9', 'av1')
 MPEG4_PICTURE = b'\x00\x00\x01\xb6'
 # To leave out more frames than this between two wanted ones is worth a jump to a key frame.
 FAR = 16
-# Frames of more than twice 8K are refused as invalid: a damaged header can ask for gigabytes.
-OPTIONS: dict[str, Any] = {'options': {'max_pixels': str(2**26)}}
-# Text that is not UTF-8 is an error to PyAV 18 unless told otherwise; PyAV 19 cannot be told, and needs not.
-if int(av.__version__.split('.')[0]) < 19:
-    OPTIONS['metadata_errors'] = 'replace'
-# What reading a damaged file can raise.
-ERRORS = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError)
 
 Size = tuple[int, int]
 
 
-def probe(file: str | bytes) -> Found | str:
+def probe(file: str | bytes, *, seconds: float = 0.0) -> Found | str:
     """Looks through a video; only its first frame is decoded.
 
     Args:
         file: A path, or the content of a file.
+        seconds: Of the processor, after which it is given up; 0: never.
 
     Returns:
         What is needed to read it, or in a few words why it cannot be read.
     """
-    try:
-        container, stream = open_video(file)
+
+    def look(limit: TimeLimit) -> Found | str:
+        container, stream = open_video(file, seconds)
         with container:
-            return _look_through(container, stream)
+            return _look_through(container, stream, limit, size)
+
+    try:
+        with opened(file) as (content, size):
+            if claims := too_many(content, size):
+                return claims
+        return _within(seconds, look)
     except ERRORS as error:
         return cause_of(error)
 
 
 def read_frames(
-    file: str | bytes, found: Found, indices: Integer[np.ndarray, ' t']
+    file: str | bytes, found: Found, indices: Integer[np.ndarray, ' t'], *, seconds: float = 0.0
 ) -> UInt8[np.ndarray, 't h w 3']:
     """Decodes frames, exactly those that decoding from the start gives, upright and in RGB.
 
@@ -61,30 +64,50 @@ def read_frames(
             where fewer frames can be decoded than were found, the last is repeated.
         found: What `probe` returned. Frames of another size are resized to its.
         indices: Any order, repetitions allowed, in `[0, found.num_frames)`.
+        seconds: Of the processor, after which it is given up; 0: never.
 
     Raises:
-        UnreadableExample: If no frame can be decoded; one line.
+        UnreadableExample: If no frame can be decoded, or all of them would not go into memory; one line.
     """
     unique, order = np.unique(indices, return_inverse=True)
     wanted = unique.tolist()
-    clip = np.empty((len(wanted), *found.frame_size, 3), np.uint8)
     if not wanted:
-        return clip
+        return np.empty((0, *found.frame_size, 3), np.uint8)
     name = file if isinstance(file, str) else f'a video of {len(file):,} bytes'
     if wanted[0] < 0 or wanted[-1] >= found.num_frames:
         raise IndexError(f'{name}: frames {wanted[0]} to {wanted[-1]} must be in [0, {found.num_frames})')
-    index = FrameIndex.unpack(found.index)
-    try:
-        container, stream = open_video(file)
+
+    def decode(limit: TimeLimit) -> UInt8[np.ndarray, 't h w 3']:
+        check_clip(len(wanted), found.frame_size)
+        clip = np.empty((len(wanted), *found.frame_size, 3), np.uint8)
+        index = FrameIndex.unpack(found.index)
+        container, stream = open_video(file, seconds)
         with container:
-            done = _decode_by_time(container, stream, index, wanted, clip)
+            done = _decode_by_time(container, stream, index, wanted, clip, limit)
         if not done:
-            container, stream = open_video(file)
+            container, stream = open_video(file, seconds)
             with container:
-                _decode_from_start(container, stream, wanted, clip)
+                _decode_from_start(container, stream, wanted, clip, limit)
+        return clip
+
+    try:
+        clip = _within(seconds, decode)
     except ERRORS as error:
         raise UnreadableExample(f'{name} cannot be read: {cause_of(error)}') from error
     return clip if len(order) == len(wanted) and (np.diff(order) > 0).all() else clip[order]
+
+
+def _within(seconds: float, work: Callable[[TimeLimit], Any]) -> Any:
+    """Does some work within a limit of time.
+
+    FFmpeg counts by the clock, and is interrupted by it: where only the machine was slow, the work begins anew.
+    """
+    limit = TimeLimit(seconds)
+    while True:
+        try:
+            return work(limit)
+        except av.error.ExitError:
+            limit.check()
 
 
 def frame_times(found: Found) -> Float64[np.ndarray, ' n']:
@@ -92,45 +115,9 @@ def frame_times(found: Found) -> Float64[np.ndarray, ' n']:
     return FrameIndex.unpack(found.index).seconds(found.num_frames)
 
 
-def open_video(file: str | bytes) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Opens a video and its first moving picture, decoded in this thread alone."""
-    if isinstance(file, str):
-        _check_file(file)
-    elif not file:
-        raise ValueError('is empty (0 bytes)')
-    container: Any = av.open(file if isinstance(file, str) else io.BytesIO(file), 'r', **OPTIONS)
-    covers = av.stream.Disposition.attached_pic
-    stream = next((s for s in container.streams.video if not s.disposition & covers), None)
-    if stream is None:
-        audio = ' (audio only)' if container.streams.audio else ''
-        container.close()
-        raise ValueError(f'no video in it{audio}')
-    stream.thread_type = av.codec.context.ThreadType.NONE
-    stream.thread_count = 1  # what dav1d looks at
-    return container, stream
-
-
-def _check_file(path: str) -> None:
-    """Raises an error where a path leads to no file with content; a pipe would be waited on for ever."""
-    if os.path.islink(path) and not os.path.exists(path):
-        raise ValueError('is a link to nothing')
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        raise ValueError('is a folder')
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError('is no regular file')
-    if not status.st_size:
-        raise ValueError('is empty (0 bytes)')
-
-
 def _fraction(value: Any) -> fractions.Fraction:
     """Returns a rational of PyAV, which has a type of its own from 19 on, as Python's; 0 where there is none."""
     return fractions.Fraction(value.numerator, value.denominator) if value else fractions.Fraction(0)
-
-
-def cause_of(error: Exception) -> str:
-    """Returns what an error says, in FFmpeg's or the system's words."""
-    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
 class _Packet(NamedTuple):
@@ -144,10 +131,16 @@ class _Packet(NamedTuple):
     is_plain: bool  # for certain one frame, which is shown as soon as it is decoded
 
 
-def _look_through(container: av.container.InputContainer, stream: av.VideoStream) -> Found | str:
+def _look_through(
+    container: av.container.InputContainer, stream: av.VideoStream, limit: TimeLimit, length: int
+) -> Found | str:
+    """Looks through a file of `length` bytes."""
     size = None
-    packets = []
+    packets: list[_Packet] = []
     for packet in container.demux(stream):
+        limit.check()
+        if len(packets) > length:
+            return f'claims more frames than its {length:,} bytes can hold'
         if size is None:  # the display matrix comes with a frame only
             size = next((_upright_size(frame) for frame in packet.decode()), None)
         if packet.size:
@@ -161,7 +154,7 @@ def _look_through(container: av.container.InputContainer, stream: av.VideoStream
     each = 1 / rate if rate else fractions.Fraction(0)
     ticks = keys = np.zeros(0, np.int64)
     time_base, seconds, droppable = each, len(shown) * each, False
-    if stream.time_base and _times_tell_order(container, stream, packets):
+    if stream.time_base and _times_tell_order(container, stream, packets, limit):
         time_base = _fraction(stream.time_base)
         ticks = np.array(sorted(packet.time for packet in shown), np.int64)
         keys = np.searchsorted(ticks, sorted(packet.time for packet in shown if packet.is_key))
@@ -179,7 +172,10 @@ def _look_through(container: av.container.InputContainer, stream: av.VideoStream
 
 
 def _times_tell_order(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: list[_Packet]
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: list[_Packet],
+    limit: TimeLimit,
 ) -> bool:
     """Tells whether frames are shown in the order of their packets' times."""
     times = {packet.time for packet in packets}
@@ -188,13 +184,16 @@ def _times_tell_order(
         return False
     codec = stream.codec.canonical_name
     if codec == 'mpeg4' and not stream.codec_context.has_b_frames and all(p.is_plain for p in packets):
-        return all(_is_found(container, stream, packet) for packet in packets if packet.is_key)
+        return all(_is_found(container, stream, packet, limit) for packet in packets if packet.is_key)
     # Times in AVI files are made up from places, as if frames never changed them.
     return codec in SEEKABLE and container.format.name != 'avi'
 
 
-def _is_found(container: av.container.InputContainer, stream: av.VideoStream, key: _Packet) -> bool:
+def _is_found(
+    container: av.container.InputContainer, stream: av.VideoStream, key: _Packet, limit: TimeLimit
+) -> bool:
     """Tells whether seeking a key frame leads to it."""
+    limit.check()
     container.seek(key.time, stream=stream)
     packet = next(container.demux(stream))
     return (packet.pts, packet.pos) == (key.time, key.pos)
@@ -208,7 +207,7 @@ def _is_plain(packet: av.Packet, stream: av.VideoStream) -> bool:
     """
     if stream.codec.canonical_name != 'mpeg4':
         return False
-    _, *pictures = bytes(packet).split(MPEG4_PICTURE)
+    _, *pictures = bytes(packet).split(MPEG4_PICTURE, 2)
     least = max(8, -(-stream.width // 16) * -(-stream.height // 16) / 8)
     if len(pictures) != 1 or len(pictures[0]) < least:
         return False
@@ -236,6 +235,7 @@ def _decode_by_time(
     index: FrameIndex,
     wanted: list[int],
     clip: UInt8[np.ndarray, 't h w 3'],
+    limit: TimeLimit,
 ) -> bool:
     """Fills a clip, decoding from the key frames before; False where that is impossible or may not be exact."""
     runs: list[tuple[int, list[int]]] = []
@@ -249,49 +249,63 @@ def _decode_by_time(
     reformatter, row = VideoReformatter(), 0
     try:
         if stream.codec.canonical_name == 'mpeg4':
-            next(container.demux(stream)).decode()  # tells which encoder's habits are to be followed
+            with _closing(container.demux(stream)) as packets:
+                next(packets).decode()  # tells which encoder's habits are to be followed
         for key, places in runs:
             if key or stream.codec.canonical_name == 'mpeg4':
                 container.seek(int(index.ticks[key]), stream=stream)
             end = row + len(places)
-            for frame in _decode_run(container, stream, index, places):
+            for frame in _decode_run(container, stream, index, places, limit):
                 _write(frame, clip[row], reformatter)
                 row += 1
             if row < end:
                 return False
+    except av.error.ExitError:
+        raise
     except av.FFmpegError:
         return False
     return True
 
 
+def _closing(generator: Any) -> contextlib.closing[Any]:
+    """Closes a generator of PyAV's: left in the middle, each would keep some bytes for ever."""
+    return contextlib.closing(generator)
+
+
 def _decode_run(
-    container: av.container.InputContainer, stream: av.VideoStream, index: FrameIndex, places: list[int]
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    index: FrameIndex,
+    places: list[int],
+    limit: TimeLimit,
 ) -> Iterator[av.VideoFrame]:
     """Yields the frames at `places`, from where the container stands; ends early at one that is amiss."""
     times = set(index.ticks[places].tolist())
     due = iter([*places, len(index.ticks)])
     first, before, next_ = None, -1, next(due)
-    for packet in container.demux(stream):
-        if first is None:
-            first = index.place(packet.pts)
-            if first is None or first > next_ or not packet.is_keyframe:
-                return
-            before = first - 1
-        if index.droppable:
-            stream.codec_context.skip_frame = 'DEFAULT' if packet.pts in times else 'NONREF'
-        for frame in packet.decode():
-            place = index.place(frame.pts)
-            dropping = index.droppable and before >= first
-            if place is None or frame.is_corrupt or place > next_:
-                return
-            if place <= before or (place > before + 1 and not dropping):
-                return
-            before = place
-            if place == next_:
-                yield frame
-                next_ = next(due)
-                if next_ > places[-1]:
+    with _closing(container.demux(stream)) as packets:
+        for packet in packets:
+            limit.check()
+            if first is None:
+                first = index.place(packet.pts)
+                if first is None or first > next_ or not packet.is_keyframe:
                     return
+                before = first - 1
+            if index.droppable:
+                stream.codec_context.skip_frame = 'DEFAULT' if packet.pts in times else 'NONREF'
+            for frame in packet.decode():
+                place = index.place(frame.pts)
+                dropping = index.droppable and before >= first
+                if place is None or frame.is_corrupt or place > next_:
+                    return
+                if place <= before or (place > before + 1 and not dropping):
+                    return
+                before = place
+                if place == next_:
+                    yield frame
+                    next_ = next(due)
+                    if next_ > places[-1]:
+                        return
 
 
 def _decode_from_start(
@@ -299,18 +313,23 @@ def _decode_from_start(
     stream: av.VideoStream,
     wanted: list[int],
     clip: UInt8[np.ndarray, 't h w 3'],
+    limit: TimeLimit,
 ) -> None:
     """Fills a clip, counting frames from the start; repeats the last frame where they end early."""
     reformatter = VideoReformatter()
     last, cause, row = None, 'no frame in it', 0
     try:
-        for place, frame in enumerate(container.decode(stream)):
-            last = frame
-            if place == wanted[row]:
-                _write(frame, clip[row], reformatter)
-                row += 1
-            if row == len(wanted):
-                return
+        with _closing(container.decode(stream)) as frames:
+            for place, frame in enumerate(frames):
+                limit.check()
+                last = frame
+                if place == wanted[row]:
+                    _write(frame, clip[row], reformatter)
+                    row += 1
+                if row == len(wanted):
+                    return
+    except av.error.ExitError:
+        raise
     except av.FFmpegError as error:
         cause = cause_of(error)
     if last is None:

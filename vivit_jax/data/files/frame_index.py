@@ -13,6 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Integer
 
+# What is kept may have been made by others: it must not fill the memory.
+MOST_BYTES = 2**28
+MOST_FRAMES = 2**26
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameIndex:
@@ -39,14 +43,18 @@ class FrameIndex:
 
     @classmethod
     def unpack(cls, text: str) -> 'FrameIndex':
-        """Returns the index that `pack` made `text` of."""
-        time_base, ticks, keys, droppable = json.loads(zlib.decompress(base64.b64decode(text)))
-        return cls(
-            time_base=fractions.Fraction(*time_base),
-            ticks=_from_runs(ticks),
-            keys=_from_runs(keys),
-            droppable=bool(droppable),
-        )
+        """Returns the index that `pack` made `text` of; a ValueError where it is none."""
+        try:
+            content = zlib.decompressobj().decompress(base64.b64decode(text), MOST_BYTES)
+            time_base, ticks, keys, droppable = json.loads(content)
+            return cls(
+                time_base=fractions.Fraction(*time_base),
+                ticks=_from_runs(ticks),
+                keys=_from_runs(keys),
+                droppable=bool(droppable),
+            )
+        except (ValueError, TypeError, ArithmeticError, RecursionError, zlib.error) as error:
+            raise ValueError('what is kept of its frames is damaged: look into it again') from error
 
     def seconds(self, num_frames: int) -> np.ndarray:
         """Returns the seconds from the first frame to each of `num_frames`, evenly spaced where times are unknown."""
@@ -74,4 +82,6 @@ def _runs(values: Integer[np.ndarray, ' n']) -> list[int]:
 
 def _from_runs(runs: Sequence[int]) -> Int64[np.ndarray, ' n']:
     steps, counts = np.array(runs, np.int64).reshape(-1, 2).T
+    if len(counts) and (counts.min() < 0 or counts.astype(float).sum() > MOST_FRAMES):
+        raise ValueError(f'more than {MOST_FRAMES:,} frames')
     return np.cumsum(np.repeat(steps, counts))

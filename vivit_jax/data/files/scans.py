@@ -10,19 +10,27 @@ import dataclasses
 import gzip
 import math
 import os
+import stat
+import struct
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
 
+from vivit_jax.data.files.time_limit import TimeLimit
 from vivit_jax.data.record import UnreadableExample
 
 ENDINGS = ('.nii', '.nii.gz', '.npy', '.npz')
 MAX_VOXELS = 2**29  # of a file; 1 GiB of 16 bits: a header that claims more is taken for damaged
 MAX_SIDE = 2**15  # voxels along an axis
 MAX_HEADER = 2**24  # bytes before the voxels
+# Scans are stored in a half or a tenth of their bytes, masks in far less: what is larger and shrinks more is a bomb.
+MAX_RATIO, FREE_BYTES = 200, 2**28
+MAX_NUMPY_HEADER = 2**16  # bytes
 
 # Where depth, height and width of each kind of slice go to, in letters of the patient's left, right, anterior,
 # posterior, superior and inferior: axial slices lie as in DICOM and on radiologists' screens.
@@ -55,39 +63,48 @@ class Stored:
     codec: str
 
 
-def open_scan(path: str, *, slices: str, depth_axis: int) -> Stored:
+def open_scan(path: str, *, slices: str, depth_axis: int, limit: TimeLimit | None = None) -> Stored:
     """Reads a file's header.
 
     Args:
         path: A file of one of the `ENDINGS`.
         slices: Of NIfTI files: `axial`, `coronal` or `sagittal` ones follow one another.
         depth_axis: Of NumPy arrays: the axis along which slices follow one another, 0, 1 or 2.
+        limit: For both the header and, later, the voxels; None: there is none.
 
     Raises:
         UnreadableExample: With the cause, if the file cannot be used.
         NotInstalled: If the package that reads it is missing.
     """
+    limit = limit or TimeLimit(0)
     try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited on for ever
+            raise UnreadableExample('is no regular file')
         if path.lower().endswith('.npy'):
             return _open_npy(path, depth_axis)
         if path.lower().endswith('.npz'):
             return _open_npz(path, depth_axis)
-        return _open_nifti(path, slices)
+        if path.lower().endswith(ENDINGS):
+            return _open_nifti(path, slices, limit)
+        raise UnreadableExample('not a NIfTI file')  # by its name, which is what tells nibabel
     except (UnreadableExample, NotInstalled):
         raise
     except Exception as error:  # damaged headers end in errors of every kind
         raise UnreadableExample(in_words(error)) from error
 
 
-def _open_nifti(path: str, slices: str) -> Stored:
+def _open_nifti(path: str, slices: str, limit: TimeLimit) -> Stored:
     try:
         import nibabel
     except ImportError as error:
         raise NotInstalled(
             f"{path}: NIfTI files need the package nibabel: pip install 'vivit_jax[volumes]'"
         ) from error
+    _check_beginning(path)
     # What it mends in a header it would tell at every reading, and not of which file.
     nibabel.imageglobals.logger.setLevel('CRITICAL')
+    warnings.filterwarnings('ignore', module='nibabel')
     try:
         image: Any = nibabel.load(path)
     except nibabel.filebasedimages.ImageFileError as error:
@@ -99,12 +116,11 @@ def _open_nifti(path: str, slices: str) -> Stored:
     axes = _check(shape, dtype)
     begins, earliest = int(proxy.offset), image.header.single_vox_offset
     if not earliest <= begins <= MAX_HEADER:
-        raise UnreadableExample(
-            f'claims that voxels begin at byte {begins:,}, not in [{earliest}, {MAX_HEADER:,}]'
-        )
-    _check_length(path, begins + math.prod(shape) * dtype.itemsize)
+        raise _begins_wrong(begins, earliest)
+    _check_length(path, begins + math.prod(shape) * dtype.itemsize, limit)
     known = bool(np.isfinite(image.affine).all())
-    own = nibabel.io_orientation(image.affine if known else np.zeros((4, 4)))
+    with np.errstate(all='ignore'):
+        own = nibabel.io_orientation(image.affine if known else np.zeros((4, 4)))
     if not np.isfinite(own).all():
         raise UnreadableExample('its affine matrix does not tell which axis is which')
     turn = nibabel.orientations.ornt_transform(own, nibabel.orientations.axcodes2ornt(SLICES[slices]))
@@ -116,7 +132,7 @@ def _open_nifti(path: str, slices: str) -> Stored:
 
     def load() -> Volume:
         if path.lower().endswith('.gz'):
-            voxels = _unpacked(path, begins, math.prod(axes), dtype).reshape(axes, order='F')
+            voxels = _unpacked(path, begins, math.prod(axes), dtype, limit).reshape(axes, order='F')
         else:
             voxels = np.asarray(proxy.get_unscaled()).reshape(axes)
         return nibabel.apply_orientation(voxels, turn)
@@ -139,13 +155,43 @@ def _tells_spacing(image: Any) -> bool:
     return bool((raw['pixdim'][1:4] != 0).all())
 
 
-def _check_length(path: str, needed: int) -> None:
+def _check_beginning(path: str) -> None:
+    """Raises where a file claims that its voxels begin too late, before nibabel reads all that is before them."""
+    try:
+        with gzip.open(path) if path.lower().endswith('.gz') else open(path, 'rb') as file:
+            head = file.read(540)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return  # nibabel tells
+    # NIfTI-1 and -2: the length of their headers, and where in them the beginning stands.
+    for size, place, kind in ((348, 108, 'f'), (540, 168, 'q')):
+        for order in '<>':
+            if len(head) >= size and struct.unpack_from(f'{order}i', head)[0] == size:
+                (begins,) = struct.unpack_from(f'{order}{kind}', head, place)
+                if not begins <= MAX_HEADER:
+                    raise _begins_wrong(begins, size + 4)
+
+
+def _begins_wrong(begins: float, earliest: int) -> UnreadableExample:
+    return UnreadableExample(
+        f'claims that voxels begin at byte {begins:,.0f}, not in [{earliest}, {MAX_HEADER:,}]'
+    )
+
+
+def _check_bomb(needed: int, packed: int) -> None:
+    """Raises where little claims to become much."""
+    if needed > FREE_BYTES and needed > MAX_RATIO * packed:
+        raise UnreadableExample(
+            f'claims {needed:,} bytes in {packed:,}: no scan shrinks to a {MAX_RATIO}th; store it uncompressed'
+        )
+
+
+def _check_length(path: str, needed: int, limit: TimeLimit) -> None:
     """Raises where a file holds less than its header claims; compressed ones are as long as their end says."""
     if not path.lower().endswith('.gz'):
         length = os.path.getsize(path)
     else:
         with open(path, 'rb') as file:
-            file.seek(-4, os.SEEK_END)
+            _check_bomb(needed, file.seek(-4, os.SEEK_END) + 4)
             length = int.from_bytes(file.read(), 'little')
         if length == needed % 2**32:
             return
@@ -154,18 +200,20 @@ def _check_length(path: str, needed: int) -> None:
             length = 0
             while length < needed and (block := unpacked.read(2**20)):
                 length += len(block)
+                limit.check()
     if length < needed:
         raise UnreadableExample(f'cut off: {length:,} of {needed:,} bytes are there')
 
 
-def _unpacked(path: str, begins: int, count: int, dtype: np.dtype) -> np.ndarray:
+def _unpacked(path: str, begins: int, count: int, dtype: np.dtype, limit: TimeLimit) -> np.ndarray:
     """Reads numbers from a compressed file, and on to its end, where its checksum is."""
     values = np.empty(count, dtype)
     left = values.view(np.uint8).data
     with gzip.open(path) as file:
         file.read(begins)
         while left:
-            read = file.readinto(left)
+            limit.check()
+            read = file.readinto(left[: 2**24])
             if not read:
                 raise UnreadableExample(f'cut off: {len(left):,} bytes are missing')
             left = left[read:]
@@ -176,7 +224,7 @@ def _unpacked(path: str, begins: int, count: int, dtype: np.dtype) -> np.ndarray
 def _open_npy(path: str, depth_axis: int) -> Stored:
     with open(path, 'rb') as file:
         axes, dtype = _header(file)
-        _check_length(path, file.tell() + math.prod(axes) * dtype.itemsize)
+        _check_length(path, file.tell() + math.prod(axes) * dtype.itemsize, TimeLimit(0))
 
     def load() -> Volume:
         voxels = np.load(path, mmap_mode='r', allow_pickle=False).reshape(axes)
@@ -196,6 +244,7 @@ def _open_npz(path: str, depth_axis: int) -> Stored:
                     needed = file.tell() + math.prod(axes) * dtype.itemsize
                 if info.file_size < needed:
                     raise UnreadableExample(f'cut off: {info.file_size:,} of {needed:,} bytes are there')
+                _check_bomb(needed, info.compress_size)
                 arrays[info.filename] = (axes, dtype)
             except UnreadableExample as error:
                 causes.append(f'{info.filename}: {error}')
@@ -220,7 +269,14 @@ def _header(file: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype]:
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }
+        # Of version 1 at most 64 kB, of version 2 up to 4 GB, which would be read before they are looked at.
+        place = file.tell()
+        if version != (1, 0) and int.from_bytes(file.read(4), 'little') > MAX_NUMPY_HEADER:
+            raise UnreadableExample(f'claims a header of more than {MAX_NUMPY_HEADER:,} bytes')
+        file.seek(place)
         shape, _, dtype = headers[version](file)
+    except UnreadableExample:
+        raise
     except (ValueError, KeyError) as error:
         raise UnreadableExample('not an array in the format of NumPy') from error
     return _check(shape, dtype, channels_first=True), dtype

@@ -19,14 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from vivit_jax.data.files import images
+from vivit_jax import paths
+from vivit_jax.data.files import images, stores
+from vivit_jax.data.files.bounds import check_clip
 from vivit_jax.data.files.crc32c import masked_crc32c
 from vivit_jax.data.files.sequence_example import SequenceExample, parse
+from vivit_jax.data.files.time_limit import TakesTooLong, TimeLimit
 from vivit_jax.data.record import Found, UnreadableExample
 
 HEADER, FOOTER = struct.Struct('<QI'), struct.Struct('<I')
 # What MediaSequence and DMVR call an example, the best first.
 NAMES = ('clip/media_id', 'clip/data_path', 'video/filename')
+LONGEST = 1_000  # letters of a name
 RATE = 'image/frame_rate'  # frames a second
 START, END = 'clip/start/timestamp', 'clip/end/timestamp'  # microseconds
 
@@ -97,7 +101,7 @@ def unpack(found: Found) -> tuple[list[Shot], list[tuple[str, str]]]:
 
 
 def read(
-    path: str, shot: Shot, video: str, indices: Integer[np.ndarray, ' t']
+    path: str, shot: Shot, video: str, indices: Integer[np.ndarray, ' t'], *, seconds: float = 0.0
 ) -> UInt8[np.ndarray, 't h w 3']:
     """Reads frames of an example, RGB (see `images.decode`), those of another size than the first resized to it.
 
@@ -106,6 +110,7 @@ def read(
         shot: The example.
         video: Feature that holds the frames.
         indices: Any order, repetitions allowed, in `[0, shot.num_frames)`.
+        seconds: See `time_limit`; 0: it is never given up.
 
     Raises:
         UnreadableExample: Naming the file, the record and the frame.
@@ -124,11 +129,21 @@ def read(
         raise UnreadableExample(f'{where}: {getattr(error, "strerror", None) or error}') from error
     if len(encoded) != shot.num_frames:
         raise UnreadableExample(f'{where}: it has {len(encoded)} frames, but had {shot.num_frames}')
-    frames = {int(frame): images.decode(encoded[frame], size) for frame in wanted}
-    for frame, image in frames.items():
+    limit = TimeLimit(seconds)
+    decoded = []
+    try:
+        check_clip(len(wanted), size)
+    except ValueError as error:
+        raise UnreadableExample(f'{where}: {error}') from error
+    for frame in wanted.tolist():
+        image = images.decode(encoded[frame], size)
         if image is None:
             raise UnreadableExample(f'{where}, frame {frame} is no whole image')
-    decoded = list(frames.values())
+        decoded.append(image)
+        try:
+            limit.check()
+        except TakesTooLong as error:
+            raise UnreadableExample(f'{where}: {error}') from error
     return np.stack([decoded[place] for place in places])
 
 
@@ -179,6 +194,7 @@ def _array_record(path: str) -> Iterator[tuple[int, bytes | str]]:
 
 def _open(path: str) -> Any:
     """Opens an ArrayRecord, which several threads may read from."""
+    paths.here(path, 'an ArrayRecord')
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(path, options='readahead_buffer_size:0,max_parallelism:0')
@@ -191,10 +207,8 @@ def _at(path: str, shot: Shot) -> bytes:
     """Reads an example; its checksum was looked at when the file was read through."""
     if is_array_record(path):
         return _opened(path).read([shot.place])[0]
-    with open(path, 'rb') as file:
-        file.seek(shot.place)
-        head = file.read(HEADER.size)
-        data = file.read(shot.length)
+    both = stores.part(path, shot.place, HEADER.size + shot.length)
+    head, data = both[: HEADER.size], both[HEADER.size :]
     if len(data) < shot.length or HEADER.unpack(head)[0] != shot.length:
         raise ValueError('the file has changed since it was looked into')
     return data
@@ -221,7 +235,7 @@ def _describe(
             width=first.shape[1],
             seconds=_seconds(example, len(frames)),
             codec=images.format_of(frames[0]),
-            name=next((text for key in NAMES for text in example.texts(key)[:1] if text), ''),
+            name=next((text for key in NAMES for text in example.texts(key)[:1] if text), '')[:LONGEST],
             labels=[example.integers(key) for key in labels],
             texts=[example.texts(key) for key in texts],
         )

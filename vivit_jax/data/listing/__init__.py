@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-import pathlib
+from typing import Any
 
+from vivit_jax import paths
 from vivit_jax.data.listing.annotations import Disk, Rows, label_columns, understand
 from vivit_jax.data.listing.folders import examples_by_class, files_in, loose_files, split_folders, subfolders
 from vivit_jax.data.listing.labels import one_hot
@@ -76,7 +77,7 @@ class Listing:
         note: How examples came into this split, where nobody said: a line for the log; '' where somebody did.
     """
 
-    folder: pathlib.Path
+    folder: paths.Path
     class_names: list[str]
     head_sizes: tuple[int, ...]
     entries: list[Entry]
@@ -108,7 +109,7 @@ def list_examples(split: str, *, layout: Layout, endings: tuple[str, ...], folde
             stands in `bad`.
     """
     split = split_name(split)
-    root = None if layout.root is None else pathlib.Path(layout.root).expanduser()
+    root = None if layout.root is None else paths.expanded(layout.root)
     example = ('EXAMPLE/*' if folders else '*') + ('.mp4' if '.mp4' in endings else endings[0])
     forms = (
         f'ROOT/train/CLASS/{example}, ROOT/CLASS/{example} or ROOT/train.csv (path,{",".join(layout.heads)})'
@@ -152,7 +153,7 @@ def _from_folders(
     given: dict[str, str],
     layout: Layout,
     *,
-    root: pathlib.Path,
+    root: paths.Path,
     endings: tuple[str, ...],
     folders: bool,
 ) -> Listing:
@@ -213,15 +214,13 @@ def _from_folders(
     )
 
 
-def _there(root: pathlib.Path) -> str:
+def _there(root: paths.Path) -> str:
     """Says what a folder holds."""
     names = [f'{name}/' for name in subfolders(root)] + [file.name for file in files_in(root)]
     return f'{root} holds {", ".join(names[:8]) or "nothing"}' + (', …' if len(names) > 8 else '')
 
 
-def _without_classes(
-    folder: pathlib.Path, loose: list[pathlib.Path], endings: tuple[str, ...], folders: bool
-) -> str:
+def _without_classes(folder: paths.Path, loose: list[Any], endings: tuple[str, ...], folders: bool) -> str:
     """Says what to do with examples that lie in no folder of a class."""
     name = loose[0].name.lower()
     ending = max((each for each in endings if name.endswith(each)), key=len)
@@ -248,10 +247,10 @@ def _note(layout: Layout, total: int, validating: int, whole: bool) -> str:
 
 def _from_tables(
     split: str,
-    tables: dict[str, pathlib.Path],
+    tables: dict[str, paths.Path],
     layout: Layout,
     *,
-    root: pathlib.Path | None,
+    root: paths.Path | None,
     endings: tuple[str, ...],
     folders: bool,
 ) -> Listing:

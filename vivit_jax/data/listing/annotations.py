@@ -19,18 +19,28 @@ counted from 0, the frame after the last one being the stop.
 import dataclasses
 import functools
 import math
-import os
-import pathlib
 import re
 import reprlib
 from collections.abc import Sequence
 
+from vivit_jax import paths
+from vivit_jax.data.files import stores
 from vivit_jax.data.listing.folders import examples_by_name
 from vivit_jax.data.listing.splits import SPLITS
-from vivit_jax.data.listing.tables import LABELS, PATHS, Table, read_json, read_table, read_text
+from vivit_jax.data.listing.tables import (
+    LABELS,
+    PATHS,
+    Table,
+    no_text,
+    read_json,
+    read_table,
+    read_text,
+    shown,
+)
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
+DIGITS = 40  # of a time or a number; no clock has more
 
 Segment = tuple[
     float, float, int, int | None
@@ -72,7 +82,7 @@ class Disk:
         folders: Examples are folders of such files.
     """
 
-    root: pathlib.Path
+    root: paths.Path
     endings: tuple[str, ...]
     folders: bool
 
@@ -100,7 +110,7 @@ def form_of(table: Table) -> str:
     if {'id', 'template'} <= columns:
         return 'ssv2'
     raise ValueError(
-        f'{table.file} has no column of files: it has {", ".join(table.columns)}, and must have one of '
+        f'{table.file} has no column of files: it has {shown(table.columns)}, and must have one of '
         f'{", ".join(PATHS)}, or be an annotation of Kinetics, Something-Something v2, EPIC-Kitchens-100 or Moments '
         'in Time as published'
     )
@@ -134,7 +144,7 @@ def label_columns(table: Table, heads: Sequence[str]) -> list[int] | None:
 def no_labels(table: Table, heads: Sequence[str]) -> str:
     """Says that a table has no column for some heads."""
     return (
-        f'{table.file} has no column {" nor ".join(heads)}: it has {", ".join(table.columns)}; say which hold the '
+        f'{table.file} has no column {" nor ".join(heads)}: it has {shown(table.columns)}; say which hold the '
         'labels with --config.data.heads=COLUMN,…'
     )
 
@@ -204,7 +214,7 @@ def _own_paths(cells: Sequence[str], causes: dict[int, str]) -> list[str]:
         elif not path.isprintable() and ('\n' in path or '\0' in path):
             causes[place] = f'path={_SHORT.repr(path)} goes over several lines: is a quote not closed?'
         elif './' in path or '//' in path or path[-1] == '/':
-            paths[place] = os.path.normpath(path)  # so that one file has one name
+            paths[place] = stores.name(path)  # so that one file has one name
     return paths
 
 
@@ -222,14 +232,14 @@ def _paths_by_name(
         path = next((disk.by_name[name] for name in choices if name in disk.by_name), '')
         if not path:
             what = 'folder' if disk.folders else 'file'
-            causes[place] = f'no such {what} in {disk.root}: {" or ".join(choices)}'
+            causes[place] = f'no such {what} in {disk.root}: {" or ".join(name[:60] for name in choices)}'
         paths.append(path)
     return paths
 
 
 def _six(seconds: str) -> str:
     """Returns whole seconds in six digits, as they stand in file names."""
-    return f'{int(seconds):06d}' if seconds.isdecimal() else seconds
+    return f'{int(seconds):06d}' if seconds.isdecimal() and len(seconds) < DIGITS else seconds
 
 
 def _segments(
@@ -255,7 +265,8 @@ def _segments(
             else:
                 segments.append(_times(start, stop))
         except ValueError as error:
-            causes.setdefault(place, f'{names[0]}={start!r}, {names[1]}={stop!r}: {error}')
+            told_here = f'{names[0]}={_SHORT.repr(start)}, {names[1]}={_SHORT.repr(stop)}'
+            causes.setdefault(place, f'{told_here}: {error}')
             segments.append((0.0, math.inf, 0, None))
     return segments
 
@@ -271,7 +282,7 @@ def _seconds(text: str) -> float:
     """Reads seconds, `83.5`, or hours, minutes and seconds, `00:01:23.5`."""
     seconds = 0.0
     for part in text.split(':'):
-        if not re.fullmatch(r'[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\.', part):
+        if len(part) > DIGITS or not re.fullmatch(r'[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\.', part):
             raise ValueError('must be seconds, as 83.5 or 00:01:23.5')
         seconds = 60 * seconds + float(part)
     return seconds
@@ -279,7 +290,7 @@ def _seconds(text: str) -> float:
 
 def _frames(start: str, stop: str, from_one: bool) -> Segment:
     for text in (start, stop):
-        if text and not re.fullmatch(r'[0-9]+(\.0+)?', text):
+        if len(text) > DIGITS or (text and not re.fullmatch(r'[0-9]+(\.0+)?', text)):
             raise ValueError('must be numbers of frames')
     first = int(start.partition('.')[0]) if start else int(from_one)
     after = int(stop.partition('.')[0]) if stop else None
@@ -290,7 +301,7 @@ def _frames(start: str, stop: str, from_one: bool) -> Segment:
     return 0.0, math.inf, first, after
 
 
-def _class_names(form: str, head: str, heads: int, folders: Sequence[pathlib.Path]) -> tuple[list[str], str]:
+def _class_names(form: str, head: str, heads: int, folders: Sequence[paths.Path]) -> tuple[list[str], str]:
     """Looks for the file that tells a head's classes, and reads it."""
     own = 'classes.txt' if heads == 1 else f'{head}_classes.txt'
     published = {
@@ -305,7 +316,7 @@ def _class_names(form: str, head: str, heads: int, folders: Sequence[pathlib.Pat
     return [], ''
 
 
-def _read_names(form: str, file: pathlib.Path, own: bool) -> list[str]:
+def _read_names(form: str, file: paths.Path, own: bool) -> list[str]:
     """Returns the names of classes by their numbers, which a file gives as (name, number) or by their order."""
     text = read_text(file)
     pairs: list[tuple[str, str]]
@@ -317,6 +328,8 @@ def _read_names(form: str, file: pathlib.Path, own: bool) -> list[str]:
     elif form == 'epic':
         table = read_table(file, heads=('id', 'key'), endings=())
         columns = [table.columns.index(name) for name in ('key', 'id') if name in table.columns]
+        if len(columns) < 2:
+            raise ValueError(f'{file} must have the columns id and key: it has {shown(table.columns)}')
         pairs = [(row[columns[0]], row[columns[-1]]) for _, row in table.rows]
     else:
         lines = [line.rpartition(',') for line in text.splitlines() if line.strip()]
@@ -324,6 +337,8 @@ def _read_names(form: str, file: pathlib.Path, own: bool) -> list[str]:
     numbers = dict(pairs)
     names = {number: name for name, number in numbers.items()}
     order = [str(number) for number in range(len(pairs))]
+    if cause := next(filter(None, (no_text(name) for name in numbers)), ''):
+        raise ValueError(f'{file}: {cause}')
     if not pairs or '' in numbers or len(numbers) < len(pairs) or names.keys() != set(order):
         raise ValueError(f'{file} must name each class once, and number them from 0 without a gap')
     return [names[number] for number in order]

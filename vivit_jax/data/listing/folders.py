@@ -1,41 +1,45 @@
 """Examples that lie in folders: a walk that follows links, ends, and skips nothing silently."""
 
 import os
-import pathlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+from vivit_jax import paths
+from vivit_jax.data.files import stores
 from vivit_jax.data.listing.splits import SPLITS, split_name
 
 LEFT_BEHIND = '__MACOSX'  # what unpacking a Mac's archive leaves
 
 
-def subfolders(folder: pathlib.Path) -> list[str]:
+def subfolders(folder: paths.Path) -> list[str]:
     """Returns the sorted names of the folders in a folder, without hidden ones; a ValueError where none can look."""
     return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
-def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+def files_in(folder: paths.Path) -> list[Any]:
     """Returns what else there is in a folder, sorted, without what is hidden; a ValueError where none can look."""
     return [
         folder / name for name in sorted(entry.name for entry in _entries(folder) if not _is_folder(entry))
     ]
 
 
-def loose_files(folder: pathlib.Path, endings: tuple[str, ...]) -> list[pathlib.Path]:
+def loose_files(folder: paths.Path, endings: tuple[str, ...]) -> list[Any]:
     """Returns the files of such endings that lie in a folder itself, sorted."""
     return [file for file in files_in(folder) if file.name.lower().endswith(endings)]
 
 
-def _entries(folder: pathlib.Path) -> list['os.DirEntry[str]']:
+def _entries(folder: paths.Path) -> list[Any]:
     try:
+        if paths.is_remote(folder):
+            return [entry for entry in stores.entries(str(folder)) if not _hidden(entry.name)]
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not _hidden(entry.name)]
     except OSError as error:
-        raise ValueError(f'{folder} cannot be looked into: {error.strerror}') from error
+        raise ValueError(f'{folder} cannot be looked into: {error.strerror or error}') from error
 
 
-def split_folders(root: pathlib.Path, split: str = '') -> dict[str, str]:
+def split_folders(root: paths.Path, split: str = '') -> dict[str, str]:
     """Returns the folder of each split in a folder; nothing where its folders are no splits but classes.
 
     They are splits where one is called `train`, or none is called otherwise than a split.
@@ -59,7 +63,7 @@ def split_folders(root: pathlib.Path, split: str = '') -> dict[str, str]:
 
 
 def examples_by_class(
-    root: pathlib.Path, folder: str, train: str, endings: tuple[str, ...], folders: bool = False
+    root: paths.Path, folder: str, train: str, endings: tuple[str, ...], folders: bool = False
 ) -> tuple[list[str], list[tuple[str, int]], list[tuple[str, str]]]:
     """Looks for examples in class folders.
 
@@ -78,6 +82,10 @@ def examples_by_class(
         ValueError: If there is a class that train does not have.
     """
     names = list(dict.fromkeys(_plain(name) for name in subfolders(root / train)))
+    if unreadable := next((name for name in names if any(map(_is_no_letter, name))), None):
+        raise ValueError(
+            f'{root / train}: the name of the class folder {unreadable!r} is not UTF-8: rename it'
+        )
     numbers = {name: number for number, name in enumerate(names)}
     examples, bad = [], []
     if not folders:
@@ -93,13 +101,17 @@ def examples_by_class(
     return names, examples, bad
 
 
+def _is_no_letter(letter: str) -> bool:
+    return '\ud800' <= letter <= '\udfff'
+
+
 def _plain(name: str) -> str:
     """Returns a class's name with its accents written in one way: a Mac's differs from the others'."""
     return unicodedata.normalize('NFC', name)
 
 
 def examples_below(
-    root: pathlib.Path, folder: str, endings: tuple[str, ...], folders: bool = False
+    root: paths.Path, folder: str, endings: tuple[str, ...], folders: bool = False
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """Looks for examples in a folder and all that is below it; links are followed, and each folder is seen once.
 
@@ -116,16 +128,22 @@ def examples_below(
     found: list[str] = []
     bad: list[tuple[str, str]] = []
     seen: set[tuple[int, int]] = set()
+    tree = stores.tree(os.path.join(root, folder)) if paths.is_remote(root) else None
     pending = [folder]
     while pending:
         here = pending.pop()
         place = os.path.join(root, here)
         try:
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            files, below = _look(place, endings, folders, first_only=folders and here != folder)
+            if tree is None:
+                status = os.stat(place)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                files, below = _look(place, endings, folders, first_only=folders and here != folder)
+            else:
+                files, below = _sorted_out(
+                    tree.get(place.rstrip('/'), []), endings, folders, first_only=False
+                )
         except OSError as error:
             bad.append((here, f'cannot be looked into: {error.strerror}'))
             continue
@@ -150,7 +168,7 @@ def examples_below(
     return sorted(found), sorted(bad)
 
 
-def examples_by_name(root: pathlib.Path, endings: tuple[str, ...], folders: bool = False) -> dict[str, str]:
+def examples_by_name(root: paths.Path, endings: tuple[str, ...], folders: bool = False) -> dict[str, str]:
     """Returns the path, relative to the root, of every example below it by its name without folder and ending.
 
     Of several of a name the first in sorted order counts.
@@ -171,18 +189,26 @@ def _look(
     place: str, endings: tuple[str, ...], folders: bool, first_only: bool
 ) -> tuple[list[str], list[str]]:
     """Returns the names of files and of folders; only one file where that suffices."""
-    files, below = [], []
+    if paths.is_remote(place):
+        return _sorted_out(stores.entries(place), endings, folders, first_only)
     with os.scandir(place) as entries:
-        for entry in entries:
-            if _hidden(entry.name):
-                continue
-            # A folder named like a video is listed, so that it will be named as none.
-            if entry.name.lower().endswith(endings) and not (folders and _is_folder(entry)):
-                files.append(entry.name)
-                if first_only:
-                    break
-            elif _is_folder(entry):
-                below.append(entry.name)
+        return _sorted_out(entries, endings, folders, first_only)
+
+
+def _sorted_out(
+    entries: Iterable[Any], endings: tuple[str, ...], folders: bool, first_only: bool
+) -> tuple[list[str], list[str]]:
+    files, below = [], []
+    for entry in entries:
+        if _hidden(entry.name):
+            continue
+        # A folder named like a video is listed, so that it will be named as none.
+        if entry.name.lower().endswith(endings) and not (folders and _is_folder(entry)):
+            files.append(entry.name)
+            if first_only:
+                break
+        elif _is_folder(entry):
+            below.append(entry.name)
     return files, below
 
 
@@ -190,7 +216,7 @@ def _hidden(name: str) -> bool:
     return name.startswith('.') or name == LEFT_BEHIND
 
 
-def _is_folder(entry: 'os.DirEntry[str]') -> bool:
+def _is_folder(entry: Any) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself

@@ -66,7 +66,8 @@ def _are_numbers(head: str, texts: Mapping[str, Counter[str]]) -> bool:
         numbers, others = (next(table for table in kinds if kinds[table] is kind) for kind in (True, False))
         example = next(text for text in texts[others] if not _NUMBER.fullmatch(text))
         raise ValueError(
-            f'{numbers} has numbers in the column {head}, but {others} has names, as {example!r}: they must be alike'
+            f'{numbers} has numbers in the column {head}, but {others} has names, as {_short(example)}: they '
+            'must be alike'
         )
     return any(kinds.values())
 
@@ -81,7 +82,7 @@ def _number(head: str, text: str, limit: int, names: Sequence[str], names_file: 
 
 
 def _unknown(head: str, text: str, names: Sequence[str], names_file: str) -> str:
-    examples = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
+    examples = ', '.join(name[:60] for name in names[:3]) + (', …' if len(names) > 3 else '')
     return f'{head}={_short(text)}: must be one of the {len(names)} classes of {names_file}: {examples}'
 
 

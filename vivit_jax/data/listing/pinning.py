@@ -1,9 +1,10 @@
 """A run's own listing: the examples that it began with, whatever its folders and tables hold later."""
 
 import dataclasses
-import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from vivit_jax import paths
 from vivit_jax.data.listing import Entry, Listing
 
 
@@ -24,8 +25,8 @@ def as_begun(now: Listing, begun: Listing, split: str) -> Listing:
         new = [name for name in now.class_names if name not in begun.class_names]
         gone = [name for name in begun.class_names if name not in now.class_names]
         raise ValueError(
-            f'the classes of {split!r} are not those that the run began with (new: {", ".join(new) or "none"}; '
-            f'gone: {", ".join(gone) or "none"}): choose another --workdir to start anew'
+            f'the classes of {split!r} are not those that the run began with (new: {_few(new)}; gone: '
+            f'{_few(gone)}): choose another --workdir to start anew'
         )
     labels = {_part(entry): entry.label for entry in begun.entries}
     for entry in now.entries:
@@ -43,6 +44,11 @@ def as_begun(now: Listing, begun: Listing, split: str) -> Listing:
             'starts with them'
         )
     return dataclasses.replace(begun, folder=now.folder, note='; '.join(notes))
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ', '.join(name[:60] for name in names[:5])
+    return shown + (f' and {len(names) - 5} more' if len(names) > 5 else '') or 'none'
 
 
 def _part(entry: Entry) -> tuple[Any, ...]:
@@ -68,7 +74,7 @@ def unpack_listing(packed: dict[str, Any]) -> Listing:
             Entry(path=path, label=label, where=where, start=start, end=end, first=first, stop=stop)
         )
     return Listing(
-        folder=pathlib.Path(packed['folder']),
+        folder=paths.path(packed['folder']),
         class_names=packed['class_names'],
         head_sizes=tuple(packed['head_sizes']),
         entries=entries,

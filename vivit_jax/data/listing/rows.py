@@ -7,6 +7,7 @@ from vivit_jax.data.listing.annotations import Rows
 from vivit_jax.data.listing.labels import first_class, label_of, number_classes, parts_of
 from vivit_jax.data.listing.split_tables import ALL
 from vivit_jax.data.listing.splits import SPLITS, draw_validation, split_name
+from vivit_jax.data.listing.tables import short, shown
 from vivit_jax.data.record import Label
 
 
@@ -74,8 +75,8 @@ def _one_label_each(head: str, place: int, rows: Mapping[str, Rows]) -> None:
         if several:
             row = next(row for row, text in enumerate(told.cells[place]) if text in several)
             raise ValueError(
-                f'{told.table.where(told.table.rows[row][0])}: {head}={told.cells[place][row]!r} has several labels: '
-                "they need --config.training.loss=sigmoid; one label must not hold a '|'"
+                f'{told.table.where(told.table.rows[row][0])}: {head}={short(told.cells[place][row])} has several '
+                "labels: they need --config.training.loss=sigmoid; one label must not hold a '|'"
             )
 
 
@@ -91,7 +92,7 @@ def split_rows(source: str, told: Rows) -> list[str]:
     known = {text: split_name(text) for text in set(told.splits)}
     for place, text in enumerate(told.splits):
         if known[text] not in SPLITS:
-            told.causes.setdefault(place, f'split={text!r}: must be one of {", ".join(SPLITS)}')
+            told.causes.setdefault(place, f'split={short(text)}: must be one of {", ".join(SPLITS)}')
     return [known[text] if known[text] in SPLITS else '' for text in told.splits]
 
 
@@ -125,7 +126,7 @@ def draw_rows(
         if told.groups is None:
             raise ValueError(
                 f'config.data.group={group!r} is no column of {told.table.file}: it has '
-                + ', '.join(told.table.columns)
+                + shown(told.table.columns)
             )
         groups = told.groups
         for place, name in enumerate(groups):

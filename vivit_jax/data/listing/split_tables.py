@@ -2,7 +2,9 @@
 
 import pathlib
 import re
+from typing import Any
 
+from vivit_jax import paths
 from vivit_jax.data.listing.folders import files_in
 from vivit_jax.data.listing.splits import SPLITS, in_order, split_name
 
@@ -22,7 +24,7 @@ _PUBLISHED = re.compile(
 ALL = ''  # the name of a table that holds all splits
 
 
-def named_tables(csv: str, root: pathlib.Path | None) -> dict[str, pathlib.Path]:
+def named_tables(csv: str, root: paths.Path | None) -> dict[str, paths.Path]:
     """Returns the table of each split, by a setting.
 
     Args:
@@ -32,9 +34,9 @@ def named_tables(csv: str, root: pathlib.Path | None) -> dict[str, pathlib.Path]
     Raises:
         ValueError: If a file is not there, or a split has two.
     """
-    if '=' not in csv or pathlib.Path(csv).expanduser().is_file():
+    if '=' not in csv or (not paths.is_remote(csv) and pathlib.Path(csv).expanduser().is_file()):
         return {ALL: _there(csv, root)}
-    tables: dict[str, pathlib.Path] = {}
+    tables: dict[str, paths.Path] = {}
     for part in re.split(r',(?=[\w-]+=)', csv):
         name, _, file = part.partition('=')
         name = split_name(name.strip())
@@ -47,9 +49,9 @@ def named_tables(csv: str, root: pathlib.Path | None) -> dict[str, pathlib.Path]
     return tables
 
 
-def _there(name: str, root: pathlib.Path | None) -> pathlib.Path:
-    places = [pathlib.Path(name).expanduser()]
-    if root is not None:
+def _there(name: str, root: paths.Path | None) -> paths.Path:
+    places = [paths.expanded(name)]
+    if root is not None and not paths.is_remote(name):
         places.append(root / places[0])
     for place in places:
         if place.is_file():
@@ -57,7 +59,7 @@ def _there(name: str, root: pathlib.Path | None) -> pathlib.Path:
     raise ValueError(f'config.data.csv: there is no table {" nor ".join(map(str, places))}')
 
 
-def tables_in(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
+def tables_in(root: paths.Path, split: str) -> dict[str, paths.Path]:
     """Returns the tables of the splits that lie in a folder, or in one for annotations in it.
 
     Args:
@@ -71,7 +73,7 @@ def tables_in(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
         if not (root / folder).is_dir():
             continue
         files = files_in(root / folder)
-        tables: dict[str, pathlib.Path] = {}
+        tables: dict[str, paths.Path] = {}
         for ending in ENDINGS:
             tables = _by_split([file for file in files if file.suffix.lower() == ending], split) | tables
         if tables:
@@ -79,8 +81,8 @@ def tables_in(root: pathlib.Path, split: str) -> dict[str, pathlib.Path]:
     return {}
 
 
-def _by_split(files: list[pathlib.Path], split: str) -> dict[str, pathlib.Path]:
-    tables: dict[str, pathlib.Path] = {}
+def _by_split(files: list[Any], split: str) -> dict[str, paths.Path]:
+    tables: dict[str, paths.Path] = {}
     for file in files:
         match = _PUBLISHED.fullmatch(file.stem)
         name = file.stem if file.stem == split else split_name(match[1]) if match else ''

@@ -14,14 +14,17 @@ import dataclasses
 import functools
 import io
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+from vivit_jax import paths
 
 # What columns may be called. Hugging Face's metadata.csv has file_name.
 PATHS = ('path', 'video_path', 'video', 'file', 'filename', 'file_name')
 LABELS = ('label', 'class', 'class_name', 'category')
 FRAMES = 'num_frames'
+MOST_COLUMNS = 1_000
+LONGEST = 10_000  # letters of a cell: many labels in one, or a path, are shorter
 IDS = ('youtube_id', 'video_id')  # of published annotations, which name files in ways of their own
 
 
@@ -38,7 +41,7 @@ class Table:
         unit: What rows are counted in, `line` or `item`.
     """
 
-    file: pathlib.Path
+    file: paths.Path
     columns: list[str]
     header: bool
     rows: list[tuple[int, list[str]]]
@@ -55,7 +58,7 @@ class Table:
 
 
 def read_table(
-    file: pathlib.Path, *, heads: Sequence[str], endings: tuple[str, ...], folders: bool = False
+    file: paths.Path, *, heads: Sequence[str], endings: tuple[str, ...], folders: bool = False
 ) -> Table:
     """Reads a table.
 
@@ -70,18 +73,49 @@ def read_table(
     """
     text = read_text(file)
     start = text[:1000].lstrip()
-    if start[:1] in ('[', '{'):
-        table = _read_objects(file, text, is_list=start[0] == '[')
-    else:
-        table = _read_lines(file, text, heads, endings, folders)
+    try:
+        if start[:1] in ('[', '{'):
+            table = _read_objects(file, text, is_list=start[0] == '[')
+        else:
+            table = _read_lines(file, text, heads, endings, folders)
+    except (csv.Error, RecursionError) as error:
+        raise ValueError(f'{file} is no table: {error}') from error
+    wrong = [(line, cause) for line, row in table.rows if (cause := _no_text(row))]
+    if wrong:
+        broken = {line for line, _ in wrong}
+        rows = [(line, row) for line, row in table.rows if line not in broken]
+        table = dataclasses.replace(table, rows=rows, bad=sorted([*table.bad, *wrong]))
     if not table.rows and not table.bad:
-        raise ValueError(f'{file} has no rows under its header {",".join(table.columns)!r}')
+        raise ValueError(f'{file} has no rows under its header {shown(table.columns, ",")!r}')
     return table
 
 
-def read_text(file: pathlib.Path) -> str:
+def no_text(value: str) -> str:
+    """Says why a cell can be neither a name nor a number; '' where it can."""
+    if len(value) > LONGEST:
+        return f'a value of {len(value):,} letters, more than {LONGEST:,}: {short(value)}'
+    if not value.isprintable() and ('\0' in value or any('\ud800' <= letter <= '\udfff' for letter in value)):
+        return f'{short(value)} holds a NUL or half a letter'
+    return ''
+
+
+def _no_text(row: Sequence[str]) -> str:
+    return next(filter(None, map(no_text, row)), '')
+
+
+def _check_columns(file: paths.Path, columns: Sequence[str]) -> None:
+    if len(columns) > MOST_COLUMNS:
+        raise ValueError(f'{file} has {len(columns):,} columns, more than {MOST_COLUMNS:,}: it is no table')
+    for name in columns:
+        if cause := no_text(name):
+            raise ValueError(f'{file}: the name of a column is {cause}')
+
+
+def read_text(file: paths.Path) -> str:
     """Returns a file's text, without a byte order mark; a ValueError of one line where it is none in UTF-8."""
     try:
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited on for ever
+            raise ValueError(f'table {file} cannot be read: it is no regular file')
         content = file.read_bytes()
     except OSError as error:
         raise ValueError(f'table {file} cannot be read: {error.strerror}') from error
@@ -97,10 +131,11 @@ def read_text(file: pathlib.Path) -> str:
 
 
 def _read_lines(
-    file: pathlib.Path, text: str, heads: Sequence[str], endings: tuple[str, ...], folders: bool
+    file: paths.Path, text: str, heads: Sequence[str], endings: tuple[str, ...], folders: bool
 ) -> Table:
     first = next((line.strip() for line in io.StringIO(text, newline=None) if line.strip(' \t\r\n,;')), '')
     delimiter, columns, header = _sniff(file, first, heads, endings, folders)
+    _check_columns(file, columns)
     rows, bad = (
         _by_spaces(text, columns) if delimiter == ' ' else _by_delimiter(file, text, delimiter, columns)
     )
@@ -116,7 +151,7 @@ def _read_lines(
 
 
 def _sniff(
-    file: pathlib.Path, first: str, heads: Sequence[str], endings: tuple[str, ...], folders: bool
+    file: paths.Path, first: str, heads: Sequence[str], endings: tuple[str, ...], folders: bool
 ) -> tuple[str, list[str], bool]:
     """Returns delimiter, columns and whether there is a header, from the first line that says something."""
     split = {delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in '\t,;'}
@@ -138,17 +173,17 @@ def _sniff(
     delimiter = max(headers, key=lambda delimiter: len(words.intersection(headers[delimiter])))
     if not words.intersection(headers[delimiter]):
         raise ValueError(
-            f'{file}: its first line, {_short(first)}, is neither a header, as path,{",".join(heads)}, nor a '
+            f'{file}: its first line, {short(first)}, is neither a header, as path,{",".join(heads)}, nor a '
             f'path and its {", ".join(heads)}'
         )
     columns = headers[delimiter]
     if delimiter == ' ' and columns[0] not in PATHS:
-        raise ValueError(f'{file}: between spaces the path must come first; the header is {_short(first)}')
+        raise ValueError(f'{file}: between spaces the path must come first; the header is {short(first)}')
     return delimiter, columns, True
 
 
 def _by_delimiter(
-    file: pathlib.Path, text: str, delimiter: str, columns: list[str]
+    file: paths.Path, text: str, delimiter: str, columns: list[str]
 ) -> tuple[list[tuple[int, list[str]]], list[tuple[int, str]]]:
     rows, bad = [], []
     width = len(columns)
@@ -160,7 +195,8 @@ def _by_delimiter(
             if len(row) == width:
                 rows.append((line, [value.strip() for value in row]))
             elif any(value.strip() for value in row):
-                cause = f'{len(row)} values, {_short(delimiter.join(row))}, instead of {width}, {",".join(columns)}'
+                told = f'{len(row)} values, {short(delimiter.join(row))}'
+                cause = f'{told}, instead of {width}, {shown(columns, ",")}'
                 if last > line:
                     cause += f'; lines {line} to {last} are one row: a quote is not closed'
                 bad.append((line, cause))
@@ -176,11 +212,11 @@ def _by_spaces(text: str, columns: list[str]) -> tuple[list[tuple[int, list[str]
         if len(row) == len(columns):
             rows.append((line, row))
         elif row:
-            bad.append((line, f'{_short(content.strip())} must be {" ".join(columns)}'))
+            bad.append((line, f'{short(content.strip())} must be {" ".join(columns)}'))
     return rows, bad
 
 
-def _read_objects(file: pathlib.Path, text: str, is_list: bool) -> Table:
+def _read_objects(file: paths.Path, text: str, is_list: bool) -> Table:
     objects: list[tuple[int, Any]] = []
     bad = []
     if is_list:
@@ -190,13 +226,13 @@ def _read_objects(file: pathlib.Path, text: str, is_list: bool) -> Table:
             try:
                 if content.strip():
                     objects.append((line, json.loads(content)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 bad.append((line, f'is not JSON: {error}'))
         if not objects:
             raise ValueError(f'{file} must be a list of JSON objects, or one object a line: {bad[0][1]}')
     unit = 'item' if is_list else 'line'
     bad += [
-        (line, f'{_short(str(item))} is no JSON object')
+        (line, f'{short(str(item))} is no JSON object')
         for line, item in objects
         if not isinstance(item, dict)
     ]
@@ -206,11 +242,12 @@ def _read_objects(file: pathlib.Path, text: str, is_list: bool) -> Table:
         if isinstance(item, dict)
     ]
     columns = list(dict.fromkeys(key for _, item in items for key in item))
+    _check_columns(file, columns)
     rows = [(line, [_text(item.get(column)) for column in columns]) for line, item in items]
     return Table(file=file, columns=columns, header=True, rows=rows, bad=sorted(bad), unit=unit)
 
 
-def read_json(file: pathlib.Path, text: str) -> Any:
+def read_json(file: paths.Path, text: str) -> Any:
     """Returns what a JSON file holds; a ValueError that names the file where it is none."""
     try:
         return json.loads(text)
@@ -221,7 +258,7 @@ def read_json(file: pathlib.Path, text: str) -> Any:
 def _text(value: Any) -> str:
     """Returns a JSON value as the cell of a table, several labels as `a|b`."""
     if isinstance(value, list):
-        return '|'.join(map(_text, value))
+        return '|'.join('' if one is None else str(one).strip() for one in value)
     return '' if value is None else str(value).strip()
 
 
@@ -229,5 +266,12 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
-def _short(text: str, length: int = 80) -> str:
+def shown(columns: Sequence[str], between: str = ', ') -> str:
+    """Lists names of columns, the first of many."""
+    names = [name if len(name) <= 40 else f'{name[:39]}…' for name in columns[:12]]
+    return between.join(names) + (f'{between}… ({len(columns)} in all)' if len(columns) > 12 else '')
+
+
+def short(text: str, length: int = 80) -> str:
+    """Returns a text in quotes, cut off where it is long."""
     return repr(text if len(text) <= length else text[: length - 1] + '…')
