@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vivit_jax import create_model, sharding
+from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
-from vivit_jax.train_step import create_state, train_step
+from vivit_jax.train_step import TrainState, create_state, train_step
 
 
 @pytest.mark.parametrize('fsdp', [1, 2, 4, 8])
@@ -133,7 +134,9 @@ MESHES = {
     '8 data-parallel': lambda: sharding.make_mesh(1),
     '2 x 4': lambda: sharding.make_mesh(4),
     '8 fsdp': lambda: sharding.make_mesh(8),
+    '2 fsdp': lambda: sharding.make_mesh(2, jax.devices()[:2]),
 }
+ON_EIGHT = [name for name in MESHES if '8' in name or 'x' in name]
 STEPS = 10
 
 
@@ -150,7 +153,7 @@ def batches():
 
 @pytest.fixture(scope='module')
 def trained(quick_jit):
-    """Trains on a mesh as `train.Run` does; returns scalars by step, the final state, the compiled step, a batch."""
+    """Trains as `train.Run` does; returns scalars by step, the end, the compiled step, a batch, the creator."""
 
     @functools.cache
     def run(name):
@@ -209,10 +212,10 @@ def train_on(mesh, jit):
         state, of_step = step(state, placed)
         scalars.append(jax.device_get(of_step))
     assert step._cache_size() == 1  # compiled once as well as traced once
-    return scalars, state, step, placed
+    return scalars, state, step, placed, jit(create, out_shardings=placement)
 
 
-@pytest.mark.parametrize('name', list(MESHES)[1:])
+@pytest.mark.parametrize('name', ON_EIGHT)
 def test_ten_steps_do_not_depend_on_the_devices(trained, name):
     expected, alone, *_ = trained('1 device')
     scalars, state, *_ = trained(name)
@@ -233,8 +236,55 @@ def test_ten_steps_do_not_depend_on_the_devices(trained, name):
     assert kernel.addressable_shards[0].data.shape == (16, 32 // MESHES[name]().shape['fsdp'])
 
 
+@pytest.mark.parametrize(
+    'route',
+    [
+        ('8 fsdp', '1 device', '2 fsdp'),
+        ('1 device', '2 fsdp', '8 data-parallel'),
+        ('8 data-parallel', '2 x 4', '1 device'),
+    ],
+    ids=' to '.join,
+)
+def test_a_run_goes_on_on_other_devices(trained, route, tmp_path, monkeypatch):
+    """Saved after four steps and after seven, restored on another number of devices, copied or in parts."""
+    expected, alone, *_ = trained('1 device')
+    monkeypatch.setattr(sharding, 'SMALLEST_SHARED', 1)
+    scalars, given = [], list(batches())
+    for name, legs in zip(route, (range(4), range(4, 7), range(7, STEPS)), strict=True):
+        _, _, step, _, create = trained(name)
+        mesh, shapes = MESHES[name](), jax.eval_shape(create)
+        with Checkpoints(tmp_path) as checkpoints:
+            if legs.start == 0:
+                state = create()
+            else:
+                assert checkpoints.recover() == legs.start
+                items = {'params': shapes.params, 'ema': shapes.ema, 'optimizer': shapes.opt_state}
+                saved = checkpoints.restore(legs.start, mesh, **items)
+                count = jax.device_put(np.int32(legs.start), sharding.replicated(mesh))
+                state = TrainState(count, saved['params'], saved['optimizer'], saved['ema'])
+            for number in legs:
+                state, of_step = step(state, sharding.to_global(given[number], mesh))
+                scalars.append(jax.device_get(of_step))
+            checkpoints.save(
+                legs.stop,
+                params=state.params,
+                ema=state.ema,
+                optimizer=state.opt_state,
+                meta={},
+                metrics=None,
+            )
+    for key in ('loss', 'grad_norm', 'update_norm'):
+        np.testing.assert_allclose(
+            [row[key] for row in scalars], [row[key] for row in expected], rtol=0, atol=1e-5
+        )
+    for part in ('params', 'ema', 'opt_state'):
+        chex.assert_trees_all_close(
+            jax.device_get(getattr(state, part)), jax.device_get(getattr(alone, part)), rtol=0, atol=1e-5
+        )
+
+
 def test_randomness_comes_from_the_step(trained):
-    _, state, step, batch = trained('1 device')
+    _, state, step, batch, _ = trained('1 device')
     values, placement = jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding, state)
     norms = []
     for number in (0, 0, 1):

@@ -1,6 +1,5 @@
 """Watching over the examples of a run that cannot be read: naming, counting, stopping when they are many."""
 
-import pathlib
 import zlib
 from collections.abc import Mapping
 
@@ -8,9 +7,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import experiment, sharding
+from vivit_jax import experiment, paths, sharding
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.record import Source
+from vivit_jax.mirror import Mirror
 from vivit_jax.telling.terminal import Terminal
 
 
@@ -25,7 +25,7 @@ class BadVideos:
     def __init__(
         self,
         config: ConfigDict,
-        folder: pathlib.Path,
+        folder: paths.Path,
         sources: Mapping[str, Source],
         terminal: Terminal,
         *,
@@ -41,10 +41,15 @@ class BadVideos:
             anew: The list of an earlier run in this folder is of no use any more.
         """
         process = jax.process_index()
-        self.files = BadFiles(folder / (f'bad_files_{process}.csv' if process else 'bad_files.csv'))
+        name = f'bad_files_{process}.csv' if process else 'bad_files.csv'
+        self._mirror = Mirror(folder)  # worker processes and threads add to the file here
+        self._path = folder / name
+        self.files = BadFiles(self._mirror.here / name)
         self._config, self._sources, self._terminal = config, sources, terminal
         if anew:
             self.files.clear()
+            paths.unlink(self._path)
+        self._mirror.fetch(name)
         self._left_out = {(split, name) for split, source in sources.items() for name, _ in source.bad}
         if process == 0:
             for split, source in sources.items():
@@ -53,6 +58,7 @@ class BadVideos:
         self._size = self.files.size()
         self._later = dict.fromkeys(sources, 0)
         self._told = set(self.files.read())
+        self._mirror.push()
         self._count()
 
     @property
@@ -77,6 +83,7 @@ class BadVideos:
         if (several and not together) or (not several and self.files.size() == self._size):
             return
         self._size = self.files.size()
+        self._mirror.push()
         before = dict(self._later)
         self._count()
         known = self.files.read()
@@ -92,7 +99,7 @@ class BadVideos:
             told = ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
             self._terminal.say(
                 f'gone bad since the start: {told or "examples of other processes"}; {count} of {total} examples of '
-                f'{split!r} are bad, see {self.files.path}'
+                f'{split!r} are bad, see {self._path}'
             )
         self._told |= set(known)
 
@@ -100,7 +107,9 @@ class BadVideos:
         """Counts what went bad since the start, each example once however many processes have met it."""
         splits = list(self._sources)
         later = [key for key in self.files.read() if key not in self._left_out and key[0] in splits]
-        marks = np.array([(splits.index(of), zlib.crc32(name.encode())) for of, name in later], np.uint32)
+        # Names of any bytes.
+        numbers = [(of, zlib.crc32(name.encode('utf-8', 'surrogateescape'))) for of, name in later]
+        marks = np.array([(splits.index(of), number) for of, number in numbers], np.uint32)
         everywhere = sharding.gather_rows(marks.reshape(-1, 2))
         places, counts = np.unique(np.unique(everywhere, axis=0)[:, 0], return_counts=True)
         self._later = dict.fromkeys(splits, 0) | {

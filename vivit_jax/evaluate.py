@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-import pathlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +24,7 @@ from vivit_jax import (
     medical_metrics,
     metrics,
     nearest,
+    paths,
     results,
     sharding,
 )
@@ -241,14 +242,16 @@ def evaluate_tests(
     params: Any,
     model: ViViT,
     mesh: Mesh,
-    folder: pathlib.Path,
+    folder: paths.Path,
     terminal: Terminal,
     bad: BadVideos,
     step: EvalStep | None = None,
+    may_write: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the test splits with all views, by a step of `make_eval_step` where there is one already.
 
-    Writes `eval.json`, `predictions.csv`, confusion matrices and MedMNIST's result files, and shows a table.
+    Writes `eval.json`, `predictions.csv`, confusion matrices and MedMNIST's result files, and shows a table;
+    `may_write` raises before, where these are not for this run to write.
 
     Returns:
         What is in `eval.json`: metrics by split.
@@ -276,6 +279,7 @@ def evaluate_tests(
             on_batch=on_batch,
         )
         bad.look(together=True)
+        may_write()
         summary[split] = outcome.metrics
         by_class, confusions = results.by_class(
             outcome, source, sizes, tuple(config.data.heads), config.training.loss
@@ -315,7 +319,7 @@ def load_params(checkpoints: Checkpoints, step: int, model: ViViT, config: Confi
 
 
 def evaluate(
-    config: ConfigDict, workdir: str | pathlib.Path, afterwards: Callable[..., None] | None = None
+    config: ConfigDict, workdir: str | os.PathLike[str], afterwards: Callable[..., None] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the best (else the latest) checkpoint of a workdir on the test splits.
 
@@ -330,7 +334,7 @@ def evaluate(
     Raises:
         ValueError: If there is no checkpoint, it is of another model or data, or no split is named; one line.
     """
-    folder = pathlib.Path(workdir)
+    folder = paths.path(workdir)
     experiment.check(config)
     if not config.data.test_splits:
         raise ValueError('data.test_splits=(): name a split to evaluate, as --config.data.test_splits=test')
@@ -339,7 +343,7 @@ def evaluate(
     mesh = sharding.make_mesh(config.sharding.fsdp)
     with Terminal() as terminal:
         with Checkpoints(folder) as checkpoints:
-            step = checkpoints.best_step()
+            step = checkpoints.best_whole_step()
             if step is None:
                 raise ValueError(_untrained(folder))
             saved = checkpoints.meta(step)['config']
@@ -365,11 +369,11 @@ def evaluate(
         return report
 
 
-def _untrained(folder: pathlib.Path) -> str:
+def _untrained(folder: paths.Path) -> str:
     return f'{folder} holds no checkpoints: train first, or choose another --workdir{nearest.hint(folder)}'
 
 
-def keep_drawn(folder: pathlib.Path, looking: Examination) -> None:
+def keep_drawn(folder: paths.Path, looking: Examination) -> None:
     """Lets the splits that were drawn for a run hold, lest an evaluation meets what the run was trained on.
 
     Splits that somebody gave are as they are given now, and files are looked into anew.
@@ -384,7 +388,7 @@ def keep_drawn(folder: pathlib.Path, looking: Examination) -> None:
 def check_same(
     saved: dict[str, Any],
     config: ConfigDict,
-    folder: pathlib.Path,
+    folder: paths.Path,
     groups: Sequence[str] = (),
     free: Sequence[str] = (),
 ) -> None:

@@ -9,7 +9,6 @@ Decoding, views and averaging are evaluation's own, so that the numbers are thos
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +20,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Shaped
 from ml_collections import ConfigDict
 
-from vivit_jax import checkpoint, evaluate, experiment, feeding, formats, inputs, results, sharding
+from vivit_jax import checkpoint, evaluate, experiment, feeding, formats, inputs, paths, results, sharding
 from vivit_jax import config as config_module
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.examine import Examination
 from vivit_jax.data.joined import One
 from vivit_jax.data.record import Record, Source
+from vivit_jax.formats import own
 from vivit_jax.formats.weights import Weights
 from vivit_jax.models.vivit import DTYPES, ViViT, create_model
 
@@ -85,7 +85,7 @@ class Predictor:
     params: Any
     class_names: tuple[str, ...]
     mesh: Mesh
-    folder: pathlib.Path
+    folder: paths.Path
     step: int | None
 
     @functools.cached_property
@@ -231,7 +231,7 @@ class Predictor:
     ) -> Source:
         """Opens videos, folders, tables, or examples of the run's own data; see `inputs.open_inputs`."""
         # Absolute, since the folder may have been named from inside the workdir.
-        workdir = None if self.step is None else self.folder.absolute().parent.parent
+        workdir = None if self.step is None else paths.absolute(self.folder).parent.parent
         return inputs.open_inputs(
             self.config, names, window=window, every=every, workdir=workdir, looking=looking
         )
@@ -280,7 +280,7 @@ def feature_step(params: Any, batch: pipeline.Batch, *, model: ViViT, what: str)
 
 
 def of_run(
-    config: ConfigDict, source: Source, params: Any, mesh: Mesh, folder: pathlib.Path, step: int
+    config: ConfigDict, source: Source, params: Any, mesh: Mesh, folder: paths.Path, step: int
 ) -> Predictor:
     """Returns the model of a run that is in memory.
 
@@ -318,22 +318,16 @@ def load(
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f'dtype={dtype!r}: choose one of {", ".join(DTYPES)}')
-    path = pathlib.Path(path)
+    path = paths.path(path)
     found = checkpoint.find(path)
     if found is None:
         folder, step = path, None
         config, params, names = _of_others(formats.load(path))
     else:
-        folder, step = found, int(found.name) if found.name.isdecimal() else None
-        saved = checkpoint.read(found)
-        config = config_module.from_values(saved.meta['config'], str(found))
-        params, names = saved.params, tuple(saved.meta['class_names'])
-        # Runs of earlier versions tell the sizes only of a single head.
-        config.data.num_classes = tuple(
-            saved.meta['head_sizes']
-            if 'head_sizes' in saved.meta
-            else config.data.num_classes or (len(names),)
-        )
+        saved = checkpoint.read(path)  # of a workdir, perhaps another one than was found: that may be damaged
+        folder, step = saved.folder, int(saved.folder.name) if saved.folder.name.isdecimal() else None
+        config, names = own.understood(saved)
+        params = saved.params
         # Scenic's files number their classes, and name none.
         names = names or tuple(str(k) for size in config.data.num_classes for k in range(size))
     config.data.workers = 0  # processes take longer to start than a video to read

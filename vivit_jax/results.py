@@ -3,14 +3,13 @@
 import csv
 import dataclasses
 import math
-import pathlib
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import losses, medical_metrics, metrics
+from vivit_jax import losses, medical_metrics, metrics, paths
 from vivit_jax.data.medmnist import SPLITS
 from vivit_jax.data.record import Source
 
@@ -71,7 +70,7 @@ def medical(
     outcome: Outcome,
     source: Source,
     report: dict[str, Any],
-    folder: pathlib.Path | None,
+    folder: paths.Path | None,
 ) -> list[str]:
     """Adds recall, F1 and AUC of each class to a split's report; writes its result file where it is of MedMNIST.
 
@@ -134,15 +133,16 @@ def probabilities(scores: np.ndarray, loss: str) -> np.ndarray:
     return shifted / shifted.sum()
 
 
-def write_csv(path: pathlib.Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Writes a table."""
-    with path.open('w', newline='', encoding='utf-8') as file:
+def write_csv(path: paths.Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Writes a table; names that are no UTF-8 keep their bytes."""
+    with paths.open_text(path, 'w', newline='', errors='surrogateescape') as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
 
 
-def write_scores(path: pathlib.Path, outcome: Outcome, sizes: tuple[int, ...]) -> None:
+def write_scores(path: paths.Path, outcome: Outcome, sizes: tuple[int, ...]) -> None:
     """Writes the scores of all classes `[n k]`, and which are right `[n k]`: what areas under curves need."""
     targets = np.asarray(losses.one_hot_targets(jnp.asarray(outcome.labels), sizes))
-    np.savez_compressed(path, scores=outcome.scores, targets=targets)
+    with paths.written(path) as file:
+        np.savez_compressed(file, scores=outcome.scores, targets=targets)
