@@ -22,6 +22,8 @@ KEYS = {
     'commit',
     'dirty',
     'command',
+    'xla_flags',
+    'deterministic',
     'started',
     'ended',
     'exit',

@@ -1,5 +1,6 @@
 """Runs: what stopping and resuming must not change, what is refused, what is noticed."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ import pytest
 
 import vivit_jax
 from tiny import DIGITS, SETTINGS, options
-from vivit_jax import closing, evaluate, sharding, train
+from vivit_jax import closing, evaluate, lock, sharding, train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.config import load
 from vivit_jax.telling.terminal import Terminal
@@ -66,7 +67,7 @@ def test_what_a_run_leaves(uninterrupted):
     steps = [(row['split'], row['step']) for row in curve(folder)]
     assert steps == [('train', 7), ('validation', 10), ('train', 14), ('train', 20), ('validation', 20)]
     last = curve(folder)[-2]
-    assert {'loss', 'grad_norm', 'update_norm', 'learning_rate', 'epoch'} <= last.keys()
+    assert {'loss', 'grad_norm', 'update_norm', 'update_ratio', 'learning_rate', 'epoch'} <= last.keys()
     assert last['epoch'] == pytest.approx(20 * 8 / 60)
     assert list(folder.glob('events.out.tfevents.*'))
     with Checkpoints(folder) as checkpoints:
@@ -207,13 +208,31 @@ def test_how_it_was_trained_is_the_checkpoints_to_tell(uninterrupted):
 
 
 def test_a_damaged_checkpoint_is_named(uninterrupted, tmp_path):
+    """It is left out: the run goes on from the one before it, to the same end."""
     folder = tmp_path / 'copy'
     shutil.copytree(uninterrupted[0], folder)
     shutil.rmtree(folder / 'checkpoints' / '20' / 'meta')
-    with pytest.raises(
-        ValueError, match=r'the checkpoint .*/checkpoints/20 is damaged .*: delete that folder'
-    ):
+    left_out = r'/20 is damaged \(meta/\w+.*: is missing, .*: going on from step 10; it is now 20\.damaged'
+    with pytest.warns(UserWarning, match=left_out):
+        assert train.train(tiny(), folder) == uninterrupted[1]
+    assert curve(folder) == curve(uninterrupted[0])
+    (_, ours), (_, theirs) = parameters(folder, tiny()), parameters(uninterrupted[0], tiny())
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    names = {path.name for path in (folder / 'checkpoints').iterdir()}
+    assert names == {'10', '20', '20.damaged'}
+
+
+def test_where_every_checkpoint_is_damaged_the_run_says_so(uninterrupted, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(uninterrupted[0], folder)
+    for step, name in ((10, 'params/_METADATA'), (20, 'optimizer/_METADATA')):
+        (folder / 'checkpoints' / str(step) / name).unlink()
+    before = curve(folder)
+    told = r'every checkpoint is damaged: 20 \(optimizer/_METADATA: is missing\), 10 \(params/_METADATA: is'
+    with pytest.raises(ValueError, match=told):
         train.train(tiny(), folder)
+    assert {path.name for path in (folder / 'checkpoints').iterdir()} == {'10', '20'}
+    assert curve(folder) == before
 
 
 def test_several_labels_an_example(tmp_path):
@@ -326,6 +345,45 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert 'lower optimizer.learning_rate' in str(error.value)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == []
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    """Before anything is written or cleared away there."""
+    unfinished = tmp_path / 'checkpoints' / '7.orbax-checkpoint-tmp'
+    unfinished.mkdir(parents=True)
+    with lock.held(tmp_path):
+        with pytest.raises(ValueError, match=rf'is in use by process {os.getpid()} on .*another --workdir'):
+            train.train(tiny(), tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ['checkpoints', 'run.lock']
+        assert unfinished.is_dir()
+
+
+def test_a_run_that_another_one_took_over_from_writes_nothing_more(tmp_path, monkeypatch):
+    """It was suspended for long in step 12, say, and finds the other's lock when it goes on."""
+    real, taken = train.Run.step, {}
+
+    def step(self, state, batch):
+        if state.step == 11:
+            with lock._alone(tmp_path / lock.NAME) as file:
+                file.write(dataclasses.replace(lock.ourselves(), host='host-b'))
+            taken.update(contents(tmp_path))
+        return real(self, state, batch)
+
+    def contents(folder):
+        files = (path for path in folder.rglob('*') if path.is_file())
+        return {path.relative_to(folder): path.read_bytes() for path in files}
+
+    monkeypatch.setattr(train.Run, 'step', step)
+    with pytest.raises(lock.Lost, match=r'was taken over by process \d+ on host-b \(train, started 0 s ago'):
+        train.train(tiny(), tmp_path)
+    after = contents(tmp_path)
+    # The checkpoint of step 10 was being written before.
+    assert {name: after[name] for name in taken if '10.orbax' not in str(name)} == {
+        name: text for name, text in taken.items() if '10.orbax' not in str(name)
+    }
+    assert max(row['step'] for row in curve(tmp_path)) == 10
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [10]
 
 
 def facts_of(folder):

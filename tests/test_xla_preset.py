@@ -10,6 +10,7 @@ from conftest import load_tool
 from vivit_jax import main, xla_preset
 
 KNOWN = (*xla_preset.GPU, *xla_preset.CANDIDATES)
+EVERY = (*KNOWN, *xla_preset.DETERMINISTIC)
 
 
 def test_none_changes_nothing(monkeypatch):
@@ -42,7 +43,7 @@ def test_this_jaxlib_knows_every_flag():
             check=False,
         )
 
-    assert start(' '.join(map(str, KNOWN))).returncode == 0
+    assert start(' '.join(map(str, EVERY))).returncode == 0
     assert start('--xla_gpu_no_such_flag=1').returncode != 0  # so that the line above says something
 
 

@@ -5,7 +5,6 @@ experiment (`configs/NAME.py`) changes values only; it adds no keys.
 """
 
 import difflib
-import json
 import pathlib
 import re
 import runpy
@@ -15,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vivit_jax import config_values
+from vivit_jax import config_values, json_files, paths
 from vivit_jax.config_data import data_defaults
 
 # Layers, heads, width, MLP width: Dosovitskiy et al. 2021 (B, L, H), Touvron et al. 2021 (Ti, S).
@@ -45,10 +44,12 @@ FREE_TO_CHANGE = (
     'data.cache',
     'data.on_bad_video',
     'data.max_bad',
+    'data.file_seconds',
     'data.validation_split',
     'data.test_splits',
     'training.accumulate',  # but for rounding, and for which numbers dropout draws
     'training.log_every',
+    'training.on_nan',  # until a step is not finite
     'evaluation.every_epochs',
     'evaluation.every_steps',
     'evaluation.batch_size',
@@ -62,6 +63,10 @@ FREE_TO_CHANGE = (
     'checkpoint.best_metric',
     'sharding.fsdp',
 )
+
+
+# What is part of the names of files that a run writes.
+PARTS_OF_FILE_NAMES = ('name', 'data.heads', 'data.test_splits')
 
 
 def default_config() -> ConfigDict:
@@ -153,6 +158,9 @@ def _training() -> ConfigDict:
     # (1 + s) / (10 + s), so that a young average follows.
     training.ema_decay = 0.0
     training.log_every = 50  # steps from one line of the log to the next
+    # Where the loss or gradient of a step is not finite: stop | skip (its update; 10 in a row stop) | rewind (to the
+    # last checkpoint, and on without the batches that led there; at most 10 times)
+    training.on_nan = 'stop'
     return training
 
 
@@ -204,7 +212,9 @@ def _evaluation() -> ConfigDict:
 def _checkpoint() -> ConfigDict:
     checkpoint = ConfigDict()
     checkpoint.every_steps = 1_000  # steps between checkpoints; one is saved at every validation as well
-    checkpoint.keep = 1  # latest checkpoints that are kept
+    checkpoint.keep = (
+        2  # latest checkpoints that are kept; where the last is damaged, the one before it is used
+    )
     checkpoint.best_metric = ''  # also keep, and use at the end, the best by this validation metric, as top_1
     return checkpoint
 
@@ -251,8 +261,14 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     Raises:
         ValueError: One line that names the file and line, or the key, what is wrong and what is allowed.
     """
-    path, colon, argument = spec.partition(':')
-    if not pathlib.Path(path).is_file():
+    if len(spec) > config_values.LONGEST or config_values.CONTROL.search(spec):
+        raise ValueError(f'config {config_values.shown(spec)}: no such file')
+    # A program is run from here only; a store's `config.json` has no argument.
+    remote = paths.is_remote(spec) and spec.endswith('.json')
+    path, colon, argument = (spec, '', '') if remote else spec.partition(':')
+    if not remote:
+        path = str(paths.here(spec if paths.is_remote(spec) else path, '--config'))
+    if not paths.path(path).is_file():
         raise ValueError(_no_file(path))
     config = _from_json(path) if path.endswith('.json') else _from_python(path, argument if colon else None)
     return changed(config, overrides or {})
@@ -261,6 +277,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """Returns a checked and locked configuration with new values, as text by key; see `load`."""
     known = flatten(default_config())
+    check(config)
     for key, text in overrides.items():
         if key not in known:
             raise ValueError(unknown_key(key))
@@ -277,11 +294,17 @@ def from_values(values: Mapping[str, Any], where: str) -> ConfigDict:
     """
     config = default_config()
     known = flatten(config)
+    if not isinstance(values, Mapping):
+        raise ValueError(f'{where}: holds {type(values).__name__} instead of a configuration')
     for key, value in flatten(values).items():
         if key not in known:
             raise ValueError(f'{where}: {unknown_key(key)}')
-        # JSON knows no tuples.
-        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+        found = tuple(value) if isinstance(value, list) else value  # JSON knows no tuples
+        try:
+            check_value(key, found, known[key])
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from None
+        config.update_from_flattened_dict({key: found})
     return config
 
 
@@ -292,26 +315,24 @@ def _from_python(path: str, argument: str | None) -> ConfigDict:
         if get_config is None:
             raise ValueError(f'{path} defines no get_config(), so it is not a config file')
         config = get_config() if argument is None else get_config(argument)
-    except ValueError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # What such a file itself objects to names the config; what Python objects to does not.
+        if type(error) is ValueError and re.search(r'\bconfig\b', str(error)) and '\n' not in str(error):
+            raise
         raise ValueError(_slip_in_file(path, argument or '', error)) from error
     if not isinstance(config, ConfigDict):
-        raise ValueError(f'get_config() of {path} returns {config!r} instead of a config')
+        raise ValueError(f'get_config() of {path} returns {config_values.shown(config)} instead of a config')
     return config
 
 
 def _from_json(path: str) -> ConfigDict:
     """Reads a resolved config, as runs write it."""
-    try:
-        values = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-        flatten(values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'{path}: is no config in JSON ({error})') from error
-    return from_values(values, path)
+    return from_values(json_files.read_object(paths.path(path)), path)
 
 
 def _no_file(path: str) -> str:
+    if paths.is_remote(path):
+        return f'config {path!r} does not exist'
     if (inside := pathlib.Path(path) / 'config.json').is_file():
         return f'config {path!r} is a folder; did you mean {inside}?'
     folders = (pathlib.Path(path).parent, pathlib.Path('configs'))
@@ -321,7 +342,7 @@ def _no_file(path: str) -> str:
     return f'config file {path!r} does not exist' + (f'; did you mean {by_name[near[0]]}?' if near else '')
 
 
-def _slip_in_file(path: str, argument: str, error: Exception) -> str:
+def _slip_in_file(path: str, argument: str, error: BaseException) -> str:
     """Says in one line what went wrong in a config file, and where."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if isinstance(error, SyntaxError):
@@ -329,8 +350,9 @@ def _slip_in_file(path: str, argument: str, error: Exception) -> str:
     else:
         text = str(error)
     if not lines:
-        return f'{path}: takes no argument, but got {argument!r}' if argument else f'{path}: {text}'
-    text = ' '.join(text.split())
+        words = ' '.join(text.split())[:300] or type(error).__name__
+        return f'{path}: takes no argument, but got {argument!r}' if argument else f'{path}: {words}'
+    text = ' '.join(text.split())[:300] or type(error).__name__
     # Both what ml_collections says of a key that is set and of one that is read.
     key = re.search(r'Key "(\w+)"', text) or re.match(r'[\'"\\]+(\w+)', text)
     if key and isinstance(error, AttributeError | KeyError):
@@ -353,13 +375,26 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f'config.{key} is missing: set values one by one instead of assigning a whole group'
             )
-        if key != 'data.root' and not config_values.alike(found[key], default):
-            raise ValueError(f'config.{key}={found[key]!r}: must be {config_values.kind(default)}')
+        check_value(key, found[key], default)
+
+
+def check_value(key: str, value: Any, default: Any) -> None:
+    """Refuses a value of another type, or one that no setting can have; one line."""
+    if not config_values.alike(value, default):
+        raise ValueError(f'config.{key}={config_values.shown(value)}: must be {config_values.kind(default)}')
+    if wrong := config_values.flaw(value):
+        raise ValueError(f'config.{key}={config_values.shown(value)}: {wrong}')
+    for name in (value if isinstance(value, tuple) else (value,)) if key in PARTS_OF_FILE_NAMES else ():
+        if name in ('', '.', '..') or len(name) > 150 or re.search(r'[/\\]', name):
+            raise ValueError(
+                f'config.{key}={config_values.shown(value)}: names files: must be short, without / and \\'
+            )
 
 
 def unknown_key(key: str) -> str:
     """Returns a line that names an unknown key, whole or its last part, and the nearest known one."""
     known = list(flatten(default_config()))
+    key = key if key.isprintable() and len(key) <= 100 else repr(key[:100])
     last = key.rpartition('.')[2]
     # The right name in the wrong group is likelier meant than a path that looks alike.
     near = [name for name in known if name.rpartition('.')[2] == last]

@@ -22,6 +22,9 @@ def data_defaults() -> ConfigDict:
     data.max_bad = (
         0.05  # share of a split's files that may be bad, one at least; more stop a run; 0: none may
     )
+    # seconds of the processor that looking into a file, or reading a clip of it, may take: then it is given up as
+    # bad; 0: never. Generous, and waiting does not count, so that which files are bad depends on them alone
+    data.file_seconds = 60.0
     data.cache = ''  # folder for what was found in files; '': vivit_jax in the user's cache folder
     data.sampling = 'uniform'  # of training examples: uniform (each once an epoch) | balanced (classes alike)
     data.heads = ('label',)  # names of what is classified, as noun,verb

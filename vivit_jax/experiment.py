@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gc
-import pathlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +11,9 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from vivit_jax import feeding
+from vivit_jax import feeding, paths
 from vivit_jax.config import flatten
+from vivit_jax.config_values import shown
 from vivit_jax.data.examine import Examination, default_cache
 from vivit_jax.data.listing import Layout
 from vivit_jax.data.opening import SOURCES
@@ -25,6 +25,7 @@ from vivit_jax.learning_rates import TRAIN, learning_rate_factors, scale_updates
 from vivit_jax.losses import LOSSES
 from vivit_jax.models.cost import multiply_adds
 from vivit_jax.models.vivit import ViViT, create_model
+from vivit_jax.nan_guard import ON_NAN
 from vivit_jax.optimizer import STATE_DTYPES, create_optimizer, learning_rate_schedule
 from vivit_jax.pretrained import KERNELS, TEMPORAL_ATTENTIONS
 
@@ -32,10 +33,13 @@ MANIFEST = (
     'manifest.jsonl.gz'  # in a workdir: the examples that a run began with, and what was in their files
 )
 AT_LEAST = {
+    'seed': 0,
+    'data.split_seed': 0,
     'data.frames': 1,
     'data.stride': 1,
     'data.fps': 0,
     'data.max_bad': 0,
+    'data.file_seconds': 0,
     'data.channels': 1,
     'data.train_examples': 0,
     'data.short_side': 0,
@@ -57,6 +61,21 @@ AT_LEAST = {
     'checkpoint.keep': 1,
     'sharding.fsdp': 1,
 }
+AT_MOST = {
+    'seed': 2**32 - 1,
+    'data.split_seed': 2**32 - 1,
+    'data.frames': 2**14,
+    'data.channels': 2**10,
+    'data.short_side': 2**14,
+    'data.threads': 2**10,
+    'data.workers': 2**10,
+    'data.prefetch': 2**10,
+    'data.randaugment_layers': 2**10,
+    'data.moving_digits.canvas': 2**14,
+    'training.batch_size': 2**24,
+    'evaluation.batch_size': 2**24,
+    'evaluation.temporal_views': 2**10,
+}
 CHOICES: dict[str, tuple[object, ...]] = {
     'init_from.format': ('auto', *KINDS),
     'init_from.kernel': KERNELS,
@@ -67,6 +86,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     'data.short': ('repeat_last', 'loop'),
     'data.augment_on': ('host', 'device'),
     'training.loss': tuple(LOSSES),
+    'training.on_nan': ON_NAN,
     'optimizer.train': TRAIN,
     'optimizer.state_dtype': STATE_DTYPES,
     'evaluation.spatial_views': (1, 3),
@@ -85,9 +105,14 @@ def check(config: ConfigDict) -> None:
     for key, lowest in AT_LEAST.items():
         if values[key] < lowest:
             raise ValueError(f'{key}={values[key]}: must be at least {lowest}')
+    for key, most in AT_MOST.items():
+        if values[key] > most:
+            raise ValueError(f'{key}={values[key]}: must be at most {most:,}')
+    if not all(1 <= side <= 2**14 for side in values['data.crop']):
+        raise ValueError(f'data.crop={values["data.crop"]}: must be (high, wide), each from 1 to {2**14:,}')
     for key, choices in CHOICES.items():
         if values[key] not in choices:
-            raise ValueError(f'{key}={values[key]!r}: choose one of {", ".join(map(str, choices))}')
+            raise ValueError(f'{key}={shown(values[key])}: choose one of {", ".join(map(str, choices))}')
     for key in ('training.label_smoothing', 'training.ema_decay'):
         if not 0 <= values[key] < 1:
             raise ValueError(f'{key}={values[key]}: must be in [0, 1)')
@@ -137,8 +162,9 @@ def check(config: ConfigDict) -> None:
 
 def examination(config: ConfigDict, on_progress: Callable[[int, int], None] | None = None) -> Examination:
     """Returns how files are looked into; `on_progress` is told of the files done and in all."""
-    cache = pathlib.Path(config.data.cache).expanduser() if config.data.cache else default_cache()
-    return Examination(cache=cache, on_progress=on_progress or (lambda done, total: None))
+    cache = paths.here(config.data.cache, 'data.cache') if config.data.cache else default_cache()
+    on_progress = on_progress or (lambda done, total: None)
+    return Examination(cache=cache, on_progress=on_progress, seconds=config.data.file_seconds)
 
 
 def open_source(config: ConfigDict, split: str, looking: Examination | None = None) -> Source:

@@ -1,9 +1,11 @@
 """A run under way: what is compiled, its state, and what is done between steps."""
 
+import contextlib
+import dataclasses
 import functools
 import math
-import pathlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import evaluate, experiment, feeding, init_from, sharding
-from vivit_jax.checkpoint import Checkpoints
+from vivit_jax import evaluate, experiment, feeding, init_from, paths, sharding
+from vivit_jax.checkpoint import Checkpoints, NotSaved
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.record import Source
 from vivit_jax.describing import describe, describe_data
 from vivit_jax.formats.account import Account
 from vivit_jax.formats.weights import Weights, flat, nested
+from vivit_jax.lock import Lock
 from vivit_jax.models.cost import multiply_adds
+from vivit_jax.nan_guard import (
+    MOST_IN_A_ROW,
+    MOST_REWINDS,
+    NanGuard,
+    NonFiniteLoss,
+    last_regular,
+    leads_on,
+    remembered,
+)
 from vivit_jax.telling import eta
 from vivit_jax.telling.clock import Clock
 from vivit_jax.telling.facts import RunFacts
@@ -27,10 +39,6 @@ from vivit_jax.telling.memory import Memory, predicted
 from vivit_jax.telling.peak_flops import peak_flops
 from vivit_jax.telling.terminal import Terminal
 from vivit_jax.train_step import TrainState, create_state, train_step
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite."""
 
 
 class Run:
@@ -42,10 +50,13 @@ class Run:
         source: What is trained on.
         validation: What is looked at on the way.
         terminal: Where the run speaks.
+
+    Attributes:
+        lock: To be asked before anything is written; not held before `train` has it so.
     """
 
     def __init__(
-        self, config: ConfigDict, folder: pathlib.Path, source: Source, validation: Source, terminal: Terminal
+        self, config: ConfigDict, folder: paths.Path, source: Source, validation: Source, terminal: Terminal
     ):
         self.config, self.folder, self.terminal = config, folder, terminal
         self.source, self.validation = source, validation
@@ -54,8 +65,10 @@ class Run:
         self.model = experiment.make_model(config, self.source)
         self.plan = experiment.plan(config, len(self.source))
         self.optimizer, self.schedule = experiment.make_optimizer(config, self.plan)
+        self.lock = Lock(folder)
         self.window: list[dict[str, Any]] = []
         self.last_good: int | None = None
+        self.guard = NanGuard(config.training.on_nan)
         self.account: Account | None = None
         self.started: list[str] = []
         self.clock = Clock()
@@ -120,13 +133,81 @@ class Run:
                 f'{self.folder} was trained on other data than the {self.config.data.train_split!r} split now '
                 'holds: choose another --workdir to start anew'
             )
+        return self.restore(checkpoints, step, meta)
+
+    def restore(self, checkpoints: Checkpoints, step: int, meta: dict[str, Any]) -> TrainState:
+        """Returns the state of a checkpoint, after which all is as it was then."""
         self.window, self.last_good = meta['window'], step
+        self.guard = remembered(self.config.training.on_nan, step, meta.get('guard'))
         items = {'params': self.shapes.params, 'optimizer': self.shapes.opt_state}
         if self.shapes.ema is not None:
             items['ema'] = self.shapes.ema
         saved = checkpoints.restore(step, self.mesh, **items)
         count = jax.device_put(np.int32(step), sharding.replicated(self.mesh))
         return TrainState(count, saved['params'], saved['optimizer'], saved.get('ema'))
+
+    def go_back(
+        self, checkpoints: Checkpoints, found: int, numbers: str, regular: Callable[[int], bool]
+    ) -> TrainState:
+        """Returns the state to go on from after a step that was not finite, where the configuration has it so.
+
+        Args:
+            checkpoints: Where it comes from.
+            found: The step.
+            numbers: What was wrong with it.
+            regular: Tells whether a checkpoint follows on a step whatever happens.
+
+        Raises:
+            NonFiniteLoss: If the run ends here.
+        """
+        guard, to = self.guard, last_regular(regular, found)
+        step = 0
+        if guard.on_nan == 'rewind' and len(guard.detours) < MOST_REWINDS:
+            step = self._to_go_back_to(checkpoints, to)
+        if not step:
+            raise self._ended_by(numbers)
+        detours = (*guard.detours, (to, found - to))
+        self.terminal.say(
+            f'{numbers}: going back to step {step}; the batches of steps {to + 1} to {found} are passed over (rewind '
+            f'{len(detours)} of {MOST_REWINDS} at most)'
+        )
+        state = self.restore(checkpoints, step, checkpoints.meta(step))
+        self.guard = dataclasses.replace(self.guard, detours=detours)
+        return state
+
+    def _to_go_back_to(self, checkpoints: Checkpoints, to: int) -> int:
+        """Returns the last checkpoint on the run's way, up to a step; 0 for none. All go by what the first finds."""
+        with contextlib.suppress(NotSaved):  # then an earlier one will do
+            checkpoints.wait()
+        there = (
+            step
+            for step in reversed(checkpoints.steps())
+            if step <= to
+            and leads_on(
+                step, remembered('rewind', step, checkpoints.meta(step).get('guard')), self.guard.detours
+            )
+        )
+        return int(sharding.gather_rows(np.array([[next(there, 0)]], np.uint32))[0, 0])
+
+    def _ended_by(self, numbers: str) -> NonFiniteLoss:
+        """Returns the error that tells of the last good checkpoint, and what to try."""
+        guard, settings = self.guard, self.config.optimizer
+        good = 'none' if self.last_good is None else f'step {self.last_good}'
+        if guard.on_nan == 'skip' and guard.in_a_row >= MOST_IN_A_ROW:
+            numbers += f', the last of {MOST_IN_A_ROW} in a row whose updates were left out'
+        elif guard.on_nan == 'rewind':
+            numbers += (
+                f' after {len(guard.detours)} rewinds' if guard.detours else ', with no checkpoint before it'
+            )
+        tips = [f'a lower optimizer.learning_rate than {settings.learning_rate}', 'a longer warm-up']
+        tips.append(f'optimizer.max_grad_norm below {settings.max_grad_norm or "infinity: 1"}')
+        if self.config.model.dtype != 'float32':
+            tips.append("model.dtype='float32'")
+        if guard.on_nan == 'stop':
+            tips.append('training.on_nan=skip or rewind')
+        return NonFiniteLoss(
+            f'{numbers}; last good checkpoint: {good} in {self.folder}. Try {", ".join(tips)}'
+        )
 
     def fresh_state(self, weights: Weights | None) -> TrainState:
         """Returns the state before the first step, with trained weights in it where there are any."""
@@ -168,12 +249,14 @@ class Run:
     ) -> None:
         """Starts a checkpoint of a state known to be finite."""
         self.check_finite(step)
+        self.lock.confirm()
         meta = {
             'config': self.config.to_dict(),
             'class_names': list(self.source.class_names),
             'head_sizes': list(self.sizes),
             'data_digest': self.source.digest,
             'window': list(self.window),  # written while the loop goes on
+            'guard': self.guard.memory(),
         }
         checkpoints.save(
             step, params=state.params, ema=state.ema, optimizer=state.opt_state, meta=meta, metrics=metrics
@@ -181,32 +264,34 @@ class Run:
         self.last_good = step
 
     def check_finite(self, step: int) -> None:
-        """Fetches the scalars of the steps since the last log, the last of them being `step`."""
-        self.window = jax.tree.map(float, jax.device_get(self.window))
-        first = step - len(self.window) + 1
-        for number, scalars in enumerate(self.window, start=first):
-            if not math.isfinite(scalars['loss']) or not math.isfinite(scalars['grad_norm']):
-                good = 'none' if self.last_good is None else f'step {self.last_good}'
-                settings = self.config.optimizer
-                tips = [f'a lower optimizer.learning_rate than {settings.learning_rate}', 'a longer warm-up']
-                tips.append(f'optimizer.max_grad_norm below {settings.max_grad_norm or "infinity: 1"}')
-                if self.config.model.dtype != 'float32':
-                    tips.append("model.dtype='float32'")
-                raise NonFiniteLoss(
-                    f'loss {scalars["loss"]:g}, gradient norm {scalars["grad_norm"]:g} at step {number}; last good '
-                    f'checkpoint: {good} in {self.folder}. Try {", ".join(tips)}'
-                )
+        """Fetches the scalars of the steps since the last log, the last of them being `step`.
+
+        Raises:
+            NotFinite: If the run must not go on so; see `go_back`.
+        """
+        fetched = jax.tree.map(float, jax.device_get(self.window))
+        self.window, left_out = self.guard.judge(fetched, step)
+        if left_out:
+            named = ', '.join(map(str, left_out[:5])) + (', …' if len(left_out) > 5 else '')
+            self.terminal.say(
+                f'warning: not finite: the updates of steps {named} were left out, {self.guard.skipped} of {step} so '
+                f'far; {MOST_IN_A_ROW} in a row end the run'
+            )
 
     def log(self, step: int) -> dict[str, float]:
-        """Returns the means over the steps since the last log, and forgets these."""
+        """Returns the means over the steps since the last log that were finite, if any, and forgets these."""
         self.check_finite(step)
-        names = self.window[0]
+        names = self.window[0] if self.window else ()
         means = {name: math.fsum(row[name] for row in self.window) / len(self.window) for name in names}
         self.window = []
+        guard = self.guard
+        counts = {'skipped_steps': guard.skipped, 'rewinds': sum(to < step for to, _ in guard.detours)}
         return {
             **means,
-            'learning_rate': float(self.schedule(step - 1)),
+            # Updates that were left out are none to the optimiser.
+            'learning_rate': float(self.schedule(max(step - 1 - guard.skipped, 0))),
             'epoch': step / self.plan.steps_per_epoch,
+            **{name: count for name, count in counts.items() if count},
         }
 
     def validate(self, state: TrainState, bad_files: BadFiles) -> dict[str, float]:

@@ -89,7 +89,9 @@ def train_step(
         mesh: The devices over which the batch is split, None for one.
 
     Returns:
-        The next state, and float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`.
+        The next state, of which `step` alone differs where loss or gradient are not finite (what a run does then:
+        `nan_guard`). And float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`, and `update_ratio`,
+        which is that over the norm of the parameters that learn, after the update.
     """
     mixup_rng, dropout_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     share = mixup.share(mixup_rng, alpha=mixup_alpha) if mixup_alpha else None
@@ -134,7 +136,14 @@ def train_step(
         'grad_norm': optax.global_norm(gradient),
         'update_norm': optax.global_norm(updates),
     }
-    return TrainState(state.step + 1, params, opt_state, ema), scalars
+    learnt = optax.global_norm(jax.tree.map(lambda yes, w: w if yes else None, learns, params))
+    # Where all that learns is 0, as a new head before its first update, so is the update.
+    scalars['update_ratio'] = scalars['update_norm'] / jnp.maximum(learnt, jnp.finfo(jnp.float32).tiny)
+    # Always, whatever a run does about it: one program, so that the numbers do not depend on that.
+    finite = jnp.isfinite(scalars['loss']) & jnp.isfinite(scalars['grad_norm'])
+    changed, before = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before)
+    return TrainState(state.step + 1, *kept), scalars
 
 
 def micro_batches(batch: pipeline.Batch, accumulate: int, mesh: Mesh | None = None) -> pipeline.Batch:

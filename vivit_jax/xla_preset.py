@@ -55,6 +55,11 @@ CANDIDATES = (
     ),
 )
 PRESETS: dict[str, tuple[Flag, ...]] = {'none': (), 'gpu': GPU}
+# The first implies the second, and has every kernel chosen without timing it, which comes out differently each time.
+DETERMINISTIC = (
+    Flag('xla_gpu_deterministic_ops', 'true', 'the same bits from run to run'),
+    Flag('xla_gpu_exclude_nondeterministic_ops', 'true', 'an error where an operation cannot have them'),
+)
 
 
 def apply(preset: str) -> str:
@@ -68,10 +73,7 @@ def apply(preset: str) -> str:
     """
     if preset == 'none':
         return ''
-    theirs = os.environ.get(VARIABLE, '').split()
-    named = {flag.lstrip('-').partition('=')[0] for flag in theirs}
-    added = [flag for flag in PRESETS[preset] if flag.name not in named]
-    os.environ[VARIABLE] = ' '.join([*theirs, *map(str, added)])
+    added = _add(PRESETS[preset])
     measured = sum(bool(flag.gain) for flag in added)
     kept = len(PRESETS[preset]) - len(added)
     return (
@@ -79,3 +81,49 @@ def apply(preset: str) -> str:
         + (f' ({measured} of {len(added)} with a measured gain)' if added else '')
         + (f'; {kept} as {VARIABLE} has it' if kept else '')
     )
+
+
+def make_deterministic() -> None:
+    """Has GPUs compute the same bits in every run, before a device is used; other devices do without.
+
+    Raises:
+        ValueError: If XLA_FLAGS says otherwise.
+    """
+    _add(DETERMINISTIC)
+    for flag, value in zip(DETERMINISTIC, _there(DETERMINISTIC), strict=True):
+        if value != flag.value:
+            raise ValueError(f'--deterministic: {VARIABLE} has --{flag.name}={value}: leave it out')
+
+
+def flags() -> str:
+    """Returns what XLA_FLAGS has."""
+    return os.environ.get(VARIABLE, '')
+
+
+def is_deterministic() -> bool:
+    """Tells whether XLA_FLAGS asks for the same bits in every run."""
+    return _there(DETERMINISTIC) == [flag.value for flag in DETERMINISTIC]
+
+
+def about_determinism(platform: str) -> str:
+    """Says what `--deterministic` means on a platform of JAX, as 'cpu'."""
+    if platform != 'gpu':
+        return (
+            f'--deterministic: nothing is changed, as XLA computes the same bits in every run on a {platform}'
+        )
+    return f'--deterministic: {" ".join(map(str, DETERMINISTIC))}'
+
+
+def _add(flags: tuple[Flag, ...]) -> list[Flag]:
+    """Adds flags to XLA_FLAGS but those it has already; returns which."""
+    theirs = os.environ.get(VARIABLE, '').split()
+    added = [flag for flag, there in zip(flags, _there(flags), strict=True) if there is None]
+    os.environ[VARIABLE] = ' '.join([*theirs, *map(str, added)])
+    return added
+
+
+def _there(flags: tuple[Flag, ...]) -> list[str | None]:
+    """Returns the values that XLA_FLAGS has for flags, the last where one is there twice; None where it is not."""
+    pairs = (text.lstrip('-').partition('=') for text in os.environ.get(VARIABLE, '').split())
+    values = {name: value for name, _, value in pairs}
+    return [values.get(flag.name) for flag in flags]
