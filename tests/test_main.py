@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -9,7 +10,10 @@ import pytest
 
 from tiny import DIGITS, SETTINGS, options
 from vivit_jax import main as command
+from vivit_jax.checkpoint import NotSaved
 from vivit_jax.config import load
+from vivit_jax.data.workers import WorkerLost
+from vivit_jax.lock import Lost
 
 ROOT = pathlib.Path(__file__).parent.parent
 KINETICS = str(ROOT / 'configs' / 'kinetics400_fe.py')
@@ -61,6 +65,8 @@ TINY = options(SETTINGS)
             "training.loss='hinge': choose one of softmax, softmax_twice, sigmoid",
         ),
         (['--distributed=here'], "--distributed='here': write HOST:PORT,N,I"),
+        (['--distributed=host:1234,2,2'], '2 processes are numbered 0 to 1, this one 2'),
+        (['--distributed'], '--distributed found no cluster: no TPU VM, Slurm, Open MPI or Kubernetes tells'),
         (['--mode=eval'], 'holds no checkpoints: train first'),
     ],
 )
@@ -193,6 +199,52 @@ def test_the_command_trains_evaluates_and_repeats_its_evaluation(tmp_path):
     assert json.loads((folder / 'eval.json').read_text()) == report
     assert (folder / 'predictions.csv').read_text() == predictions
     assert (folder / 'report.html').exists()
+
+
+def test_others_that_do_not_come_are_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('VIVIT_JAX_JOIN_SECONDS', '1')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    for process, line in (
+        (0, 'processes 1, 2 of 3 did not come within 1 s'),
+        (1, f'process 0 cannot be reached at 127.0.0.1:{port} within 1 s (Connection refused)'),
+    ):
+        arguments = [f'--workdir={tmp_path / "run"}', f'--distributed=127.0.0.1:{port},3,{process}']
+        assert command.main([f'--config={DIGITS}', *arguments]) == 75
+        assert capsys.readouterr().err == f'{line}; the same command, started on all, goes on\n'
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_port_that_is_taken_is_a_mistake(capsys, tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        where = f'127.0.0.1:{taken.getsockname()[1]}'
+        assert (
+            command.main([f'--config={DIGITS}', f'--workdir={tmp_path}', f'--distributed={where},2,0']) == 2
+        )
+    line = capsys.readouterr().err
+    assert line.startswith('error: process 0 cannot listen at port ')
+    assert line.endswith(': another program listens there already; choose another port\n')
+
+
+@pytest.mark.parametrize('error', [NotSaved('full'), Lost('taken over'), WorkerLost('killed')])
+def test_what_gives_way_outside_is_one_line(error, monkeypatch, capsys, tmp_path):
+    from vivit_jax import train
+
+    def give_way(config, workdir):
+        raise error
+
+    monkeypatch.setattr(train, 'train', give_way)
+    assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}']) == 75
+    assert capsys.readouterr().err == f'{error}\n'
+
+
+def test_processes_that_jax_found_untold_are_refused(monkeypatch, capsys, tmp_path):
+    import jax
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 4)
+    assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}']) == 2
+    assert capsys.readouterr().err == 'error: this is one of 4 processes: start each with --distributed\n'
 
 
 def test_memory_that_runs_out_is_said_in_words(monkeypatch, capsys, tmp_path):

@@ -1,16 +1,25 @@
 """Several processes that train together equal one."""
 
+import csv
 import json
 import os
+import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from tiny import DIGITS, SETTINGS, options
+from vivit_jax.checkpoint import read_arrays
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 TINY = SETTINGS | {
     'model.dropout_rate': '0.1',
@@ -28,39 +37,219 @@ def curve(folder):
     return {(row['split'], row['step']): row['loss'] for row in rows}
 
 
-def run(settings, workdir, processes):
-    """Runs the command as one process or as several; returns exit codes and outputs."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+class Processes:
+    """The command as several processes, each of which can be hurt; two of them use about as many threads as one."""
+
+    def __init__(self, settings, workdir, count=2, own=None):
+        """Starts them; `own` has options of some of them alone."""
+        port = free_port()
+        command = [sys.executable, '-m', 'vivit_jax.main', f'--config={DIGITS}', *options(settings)]
+        command.append(f'--workdir={workdir}')
+        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'}
+        self.logs = [workdir.with_name(f'{workdir.name}_{process}.log') for process in range(count)]
+        self.all = []
+        for process, log in enumerate(self.logs):
+            place = [f'--distributed=127.0.0.1:{port},{count},{process}', *(own or {}).get(process, ())]
+            with log.open('w') as output:
+                self.all.append(
+                    subprocess.Popen(
+                        [*command, *place], stdout=output, stderr=subprocess.STDOUT, env=environment
+                    )
+                )
+
+    def reach(self, step):
+        """Waits until the run has told of a step."""
+        deadline = time.monotonic() + 300
+        while not any(int(found) >= step for found in STEP.findall(self.logs[0].read_text())):
+            assert time.monotonic() < deadline, self.texts()
+            assert all(process.poll() is None for process in self.all), self.texts()
+            time.sleep(0.02)
+
+    def texts(self):
+        return [log.read_text() for log in self.logs]
+
+    def ends(self, timeout=300.0, without=()):
+        """Returns the exit codes, by process."""
+        deadline = time.monotonic() + timeout
+        return {
+            number: process.wait(max(deadline - time.monotonic(), 0.1))
+            for number, process in enumerate(self.all)
+            if number not in without
+        }
+
+    def last_words(self, process):
+        """Returns what a process wrote to say why it ended; a stack trace would be among it."""
+        lines = self.logs[process].read_text().splitlines()
+        return [line for line in lines if not line.startswith(('[Gloo]', 'step ', '  ')) and line]
+
+
+STEP = re.compile(r'^step +(\d+)/', re.MULTILINE)
+
+
+def run(settings, workdir, processes):
+    """Runs the command as one process or as several, to the end; returns exit codes and outputs."""
+    if processes > 1:
+        several = Processes(settings, workdir, processes)
+        codes = several.ends()
+        return [codes[process] for process in range(processes)], several.texts()
     command = [sys.executable, '-m', 'vivit_jax.main', f'--config={DIGITS}', *options(settings)]
-    command.append(f'--workdir={workdir}')
-    places = [[f'--distributed=127.0.0.1:{port},{processes},{process}'] for process in range(processes)]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-    pipes['env'] = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    started = [subprocess.Popen([*command, *place], **pipes) for place in (places if processes > 1 else [[]])]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    return [process.returncode for process in started], outputs
+    alone = subprocess.run(
+        [*command, f'--workdir={workdir}'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        timeout=300,
+    )
+    return [alone.returncode], [alone.stdout]
+
+
+def files(folder):
+    """What a run has left, with no number in it that is another one each time."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob('*') if 'checkpoints' not in path.parts}
+    return {re.sub(r'(events\.out\.tfevents)\..*', r'\1', name) for name in names}
+
+
+def parameters(folder, step):
+    return jax.tree.map(np.asarray, read_arrays(folder / 'checkpoints' / str(step) / 'params'))
+
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory):
+    """A run of one process and the same of two, by the tool that starts these."""
+    folder = tmp_path_factory.mktemp('runs')
+    codes, outputs = run(TINY, folder / 'alone', 1)
+    assert codes == [0], outputs
+    tool = [sys.executable, str(ROOT / 'tools' / 'launch_local.py'), '-n', '2', '--', f'--config={DIGITS}']
+    two = subprocess.run(
+        [*tool, *options(TINY), f'--workdir={folder / "two"}'], capture_output=True, text=True, timeout=300
+    )
+    assert two.returncode == 0, two.stderr
+    return folder / 'alone', folder / 'two', two.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_equal_one(tmp_path):
-    outputs = {}
-    for processes, name in ((1, 'alone'), (2, 'two')):
-        codes, outputs[name] = run(TINY, tmp_path / name, processes)
-        assert codes == [0] * processes, outputs[name]
-    alone, two = curve(tmp_path / 'alone'), curve(tmp_path / 'two')
-    assert two == pytest.approx(alone, abs=1e-5)
-    assert len(two) == len((tmp_path / 'two' / 'metrics.jsonl').read_text().splitlines()) == 10
-    one, other = (json.loads((tmp_path / name / 'eval.json').read_text()) for name in ('alone', 'two'))
+def test_two_processes_equal_one(both):
+    alone, two, _ = both
+    assert curve(two) == pytest.approx(curve(alone), abs=1e-5)
+    assert len(curve(two)) == len((two / 'metrics.jsonl').read_text().splitlines()) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_count_every_example_once(both):
+    """Twenty-one examples in batches of eight, of which each process reads four."""
+    alone, two, _ = both
+    one, other = (json.loads((folder / 'eval.json').read_text()) for folder in (alone, two))
+    assert list(one) == list(other) == ['test', 'test_shuffled', 'test_still']
     for split, metrics in one.items():
         assert other[split]['count'] == metrics['count'] == 21
+        assert other[split]['top_1'] == metrics['top_1']
         assert other[split]['loss'] == pytest.approx(metrics['loss'], abs=1e-5)
-    assert len((tmp_path / 'two' / 'predictions.csv').read_text().splitlines()) == 1 + 3 * 21
+        assert (two / f'confusion_{split}.csv').read_text() == (alone / f'confusion_{split}.csv').read_text()
+    rows = [json.loads(line) for line in (two / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['count'] for row in rows if row['split'] == 'validation'] == [10, 10]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_write_everything_once(both):
+    alone, two, output = both
+    with (two / 'predictions.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted((row['split'], int(row['index'])) for row in rows) == sorted(
+        (split, index) for split in ('test', 'test_shuffled', 'test_still') for index in range(21)
+    )
+    assert files(two) == files(alone)
+    assert sorted(path.name for path in (two / 'checkpoints').iterdir()) == sorted(
+        path.name for path in (alone / 'checkpoints').iterdir()
+    )
+    assert len(json.loads((two / 'run.json').read_text())['sessions']) == 1
     # One of them speaks for both.
-    assert '2 processes' in outputs['two'][0]
-    assert 'step 8/8' not in outputs['two'][1]
+    assert '[0]   devices   2 x cpu (cpu), data 2 x fsdp 1, 2 processes' in output
+    assert '[0] step 8/8' in output
+    assert {line[:10] for line in output.splitlines() if line.startswith('[1]')} <= {'[1] [Gloo]'}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_whatever_happens_to_a_process_starting_again_goes_on(tmp_path):
+    """Killed, the first and another; suspended; told to stop: the end is that of a run that nobody disturbed."""
+    settings = TINY | {
+        'training.steps': '160',
+        'training.log_every': '5',
+        'evaluation.every_steps': '160',
+        'checkpoint.every_steps': '10',
+        'data.test_splits': 'test',
+    }
+    undisturbed = Processes(settings, tmp_path / 'undisturbed')
+    assert undisturbed.ends() == {0: 0, 1: 0}, undisturbed.texts()
+
+    folder = tmp_path / 'disturbed'
+    gone = 'is gone: killed, or its machine is'
+    for step, victim, signum, what in (
+        (15, 1, signal.SIGKILL, gone),
+        (35, 0, signal.SIGKILL, gone),
+        (55, 1, signal.SIGSTOP, 'has given no sign of life for 40 s'),
+    ):
+        pair = Processes(settings, folder)
+        pair.reach(step)
+        pair.all[victim].send_signal(signum)
+        began = time.monotonic()
+        other = 1 - victim
+        codes = pair.ends(timeout=60, without=[victim])
+        took = time.monotonic() - began
+        pair.all[victim].kill()
+        assert pair.all[victim].wait(60) == -signal.SIGKILL
+        assert codes == {other: 75}, pair.texts()
+        assert took < 60
+        line = f'process {victim} of 2 (on {socket.gethostname()}) {what}; the same command, started on all, goes on'
+        assert pair.last_words(other)[-1] == line
+        assert 'Traceback' not in pair.texts()[other]
+        assert '*** Check failure' not in pair.texts()[other]
+
+    pair = Processes(settings, folder)
+    pair.reach(75)
+    pair.all[1].terminate()
+    assert pair.ends(timeout=120) == {0: 143, 1: 143}, pair.texts()
+    words = [pair.last_words(process)[-1] for process in (0, 1)]
+    assert words[0] == words[1]
+    stopped = re.fullmatch(
+        r'stopped by SIGTERM: saved step (\d+) of 160; the same command goes on .*', words[0]
+    )
+    assert (folder / 'checkpoints' / stopped[1]).is_dir()
+
+    pair = Processes(settings, folder)
+    assert pair.ends() == {0: 0, 1: 0}, pair.texts()
+    assert f'going on from step {stopped[1]}' in pair.texts()[0]
+    assert curve(folder) == curve(tmp_path / 'undisturbed')
+    jax.tree.map(
+        np.testing.assert_array_equal, parameters(folder, 160), parameters(tmp_path / 'undisturbed', 160)
+    )
+    assert (folder / 'predictions.csv').read_text() == (
+        tmp_path / 'undisturbed' / 'predictions.csv'
+    ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_mistake_on_one_machine_ends_all_and_is_named(tmp_path, damaged_frames):
+    settings = damaged_frames | {'data.max_bad': '0.3'}
+    pair = Processes(settings, tmp_path / 'two', own={1: [f'--config.data.root={tmp_path / "elsewhere"}']})
+    assert pair.ends(timeout=120) == {0: 2, 1: 2}
+    (mistake,) = pair.last_words(1)
+    assert mistake.startswith(f"error: config.data.root='{tmp_path / 'elsewhere'}'")
+    host = socket.gethostname()
+    assert pair.last_words(0)[-1].startswith(f'process 1 of 2 (on {host}) ended: ')
+    assert str(tmp_path / 'elsewhere') in pair.last_words(0)[-1]
+    assert 'Traceback' not in ''.join(pair.texts())
 
 
 @pytest.fixture
