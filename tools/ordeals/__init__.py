@@ -1,0 +1,1 @@
+"""What the tools that put runs through hardship share."""
