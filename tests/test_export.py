@@ -1,5 +1,6 @@
 """StableHLO: what is written gives the model's logits, in batches of any size, and says all it takes to use it."""
 
+import hashlib
 import json
 import pathlib
 import re
@@ -178,6 +179,7 @@ def test_metadata_tells_everything(folder):
         'jax_version': jax.__version__,
         'calling_convention_version': jax.export.maximum_supported_calling_convention_version,
         'files': sizes,
+        'sha256': {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sizes},
     }
     assert set(model) == {'num_classes', *default_config().model} - set(RUNTIME)
     assert create_model(**model) == create_model(7, **SMALL)
@@ -204,6 +206,11 @@ def test_what_cannot_be_loaded(folder, tmp_path):
     ):
         export.load(broken)
     program.write_bytes(bytes(len(whole)))
+    with pytest.raises(ValueError, match=r'uint8.stablehlo: is damaged: its content is not what model.json'):
+        export.load(broken)
+    told = json.loads((broken / 'model.json').read_text(encoding='utf-8'))
+    del told['sha256']  # as an earlier version wrote it
+    (broken / 'model.json').write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r'uint8.stablehlo: is damaged, or of jax .*cannot read') as caught:
         export.load(broken)
     assert '\n' not in str(caught.value)

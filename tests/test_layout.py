@@ -33,6 +33,7 @@ FLOORS = {
     'vivit_jax.bad_videos': 3,
     'vivit_jax.describing': 3,
     'vivit_jax.checkpoint': 2,
+    'vivit_jax.orbax_s3': 2,
     'vivit_jax.export': 2,
     'vivit_jax.pretrained': 2,
     'vivit_jax.fitting': 2,

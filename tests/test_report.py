@@ -675,7 +675,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
             ['run', '--output=nowhere/report.html'],
             "nowhere/report.html cannot be written: no folder 'nowhere'",
         ),
-        (['broken'], 'broken/config.json: is no config in JSON'),
+        (['broken'], 'broken/config.json: is no JSON'),
     ],
 )
 def test_mistakes_are_told_in_a_line(tmp_path, capsys, monkeypatch, arguments, told):

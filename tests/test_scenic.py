@@ -175,7 +175,7 @@ def test_sizes_come_from_the_file(golden):
     assert settled.config.data.frames == 8
     assert settled.config.data.num_classes == (5,)
     missing = {name: a for name, a in arrays.items() if '_7/' not in name}
-    with pytest.raises(ValueError, match='16 parameters of the model are missing'):
+    with pytest.raises(ValueError, match='has 11 layers, but none with the number 7: it is incomplete'):
         converted(missing)
 
 

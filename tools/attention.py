@@ -34,14 +34,15 @@ from vivit_jax.data.record import Record, UnreadableExample
 from vivit_jax.help_text import laid_out
 from vivit_jax.inference import Prediction, Predictor
 from vivit_jax.models.embed import sample_frames
-from vivit_jax.predict.files import printable
+from vivit_jax.paths import here
+from vivit_jax.telling.printable import printable, warning_line
 
 FPS = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    warnings.formatwarning = warning_line
     parsed = _parser().parse_args(arguments)
     try:
         model = vivit_jax.load(parsed.checkpoint)
@@ -141,12 +142,13 @@ def _paths(
         again = sum(stem == other.partition(',')[0] for other in stems)
         stems.append(f'{stem},{again + 1}' if again else stem)
     single = pathlib.Path(output).suffix == '.png'
-    sheets = [pathlib.Path(output)] if single else [pathlib.Path(output, f'{stem}.png') for stem in stems]
+    sheets = [here(output, '--output')]
+    sheets = sheets if single else [sheets[0] / f'{stem}.png' for stem in stems]
     if len(sheets) != len(names):
         raise ValueError(f'--output={output}: one file for {len(names)} clips; name a folder')
     if animation in ('', 'gif', 'mp4'):
         return [(sheet, sheet.with_suffix(f'.{animation}') if animation else None) for sheet in sheets]
-    path = pathlib.Path(animation)
+    path = here(animation, '--animation')
     if path.suffix not in ('.gif', '.mp4') or len(names) > 1:
         raise ValueError(
             f'--animation={animation}: write gif or mp4, or of one clip (here {len(names)}) FILE.gif or FILE.mp4'

@@ -27,6 +27,7 @@ import tempfile
 import time
 
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMPILED = re.compile(r'compiled in [\d.]+ s( \(from the cache\))?')
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
                 starts.append(start(command, pathlib.Path(folder), number))
                 print(line('first' if not number else f'start {number + 1}', starts[-1]), flush=True)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     figures = ratios(starts)
     print(

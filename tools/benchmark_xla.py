@@ -22,6 +22,7 @@ import tempfile
 
 from vivit_jax import command_line, xla_preset
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable
 
 ROOT = pathlib.Path(__file__).parent.parent
 NONE, ALL, PRESET = 'none', 'all of them', '--xla-preset=gpu'
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f'--rounds={parsed.rounds}, --steps={parsed.steps}: must be at least 1')
         seconds = take_turns(choices(parsed.flags), parsed, rest)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     figures = gains(seconds)
     print(table(seconds, figures))
@@ -115,7 +116,7 @@ def measure(parsed: argparse.Namespace, overrides: dict[str, str]) -> int:
     try:
         figures = dry_run(config_module.load(parsed.config, overrides), steps=parsed.steps)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     pathlib.Path(parsed.result).write_text(json.dumps(figures['seconds_per_step']))
     return 0

@@ -19,7 +19,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, train
+from vivit_jax import command_line, experiment, paths, train
 from vivit_jax import config as config_module
 from vivit_jax.dry_run import dry_run
 from vivit_jax.help_text import laid_out
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument('--output', default='runs/comparison', metavar='DIR', help='workdirs and table.md')
     parsed, rest = parser.parse_known_args()
     overrides = command_line.overrides(parser, rest)
-    folder = pathlib.Path(parsed.output)
     try:
+        folder = paths.here(parsed.output, '--output')
         configs = {
             model: config_module.load(str(CONFIG), {**overrides, 'model.attention': model})
             for model in parsed.models

@@ -12,7 +12,6 @@ then:
 """
 
 import argparse
-import json
 import pathlib
 import runpy
 import sys
@@ -22,11 +21,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vivit_jax import formats, init_from
+from vivit_jax import formats, init_from, json_files, paths
 from vivit_jax.config import default_config
 from vivit_jax.formats import own, scenic
 from vivit_jax.formats.account import as_is
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,14 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')
     parsed = parser.parse_args(arguments)
     try:
-        convert(parsed.checkpoint, pathlib.Path(parsed.config), pathlib.Path(parsed.output))
+        config = pathlib.Path(paths.here(parsed.config, '--config'))
+        convert(parsed.checkpoint, config, paths.path(parsed.output))
     except (ValueError, OSError, ImportError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     return 0
 
 
-def convert(checkpoint: str, config_file: pathlib.Path, folder: pathlib.Path) -> None:
+def convert(checkpoint: str, config_file: pathlib.Path, folder: paths.Path) -> None:
     """Converts, writes and tells.
 
     Args:
@@ -59,8 +60,7 @@ def convert(checkpoint: str, config_file: pathlib.Path, folder: pathlib.Path) ->
     Raises:
         ValueError: One line: what cannot be read, or does not go together.
     """
-    scenic_config = read_config(config_file)
-    configured = scenic.with_config(formats.load(checkpoint, kind='scenic'), scenic_config)
+    configured = settled(formats.load(checkpoint, kind='scenic'), config_file)
     config, account = configured.config, as_is(configured.weights)
     # What Scenic's training started from is in the weights now.
     values = {**config.to_dict(), 'init_from': default_config().init_from.to_dict()}
@@ -76,6 +76,15 @@ def convert(checkpoint: str, config_file: pathlib.Path, folder: pathlib.Path) ->
     )
 
 
+def settled(weights: formats.Weights, config_file: pathlib.Path) -> scenic.Configured:
+    """Brings weights and their configuration together; a ValueError names the configuration's file."""
+    scenic_config = read_config(config_file)
+    try:
+        return scenic.with_config(weights, scenic_config)
+    except ValueError as error:
+        raise ValueError(f'{config_file}: {error}') from error
+
+
 def read_config(path: pathlib.Path) -> Mapping[str, Any] | ConfigDict:
     """Reads a configuration of Scenic's: what its `get_config()` returns, or a saved one in JSON.
 
@@ -84,13 +93,7 @@ def read_config(path: pathlib.Path) -> Mapping[str, Any] | ConfigDict:
     """
     if not path.is_file():
         raise ValueError(f'{path}: does not exist')
-    if path.suffix == '.json':
-        try:
-            config = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError as error:
-            raise ValueError(f'{path}: is no JSON: {error}') from error
-    else:
-        config = _run(path)
+    config = json_files.read(path) if path.suffix == '.json' else _run(path)
     if not isinstance(config, Mapping | ConfigDict):
         raise ValueError(f'{path}: gives a {type(config).__name__} instead of a configuration')
     return config

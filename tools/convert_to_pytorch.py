@@ -32,10 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vivit_jax import paths
 from vivit_jax.formats import Weights, containers, hugging_face, load, timesformer, vivit_torch
 from vivit_jax.formats.account import as_is
 from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import create_model
+from vivit_jax.telling.printable import printable
 
 Clip = tuple[int, int, int, int]
 
@@ -75,16 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--no-check', dest='check', action='store_false', help='do not compare the outputs')
     options = parser.parse_args(arguments)
-    folder = pathlib.Path(options.output)
     try:
+        folder = paths.here(options.output, '--output')
         weights = load(options.checkpoint, options.num_heads)
         clip, short_side = clip_of(weights, options.clip)
         chosen = choose(weights, options.format, clip)
-        refuse_foreign(folder, chosen, pathlib.Path(options.checkpoint))
+        refuse_foreign(folder, chosen, paths.path(options.checkpoint))
         write(chosen, folder, weights, clip, short_side)
         return check(chosen, folder, weights, clip) if options.check else 0
     except (ValueError, ImportError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
 
 
@@ -107,7 +109,7 @@ def clip_of(weights: Weights, said: tuple[int, int, int] | None) -> tuple[Clip, 
     """
     channels = weights.params['embedding']['kernel'].shape[-2]
     # Checkpoints of this package tell it; of others it follows from the positions.
-    meta = containers.read_json(pathlib.Path(weights.path) / 'meta' / 'metadata')
+    meta = containers.read_json(paths.path(weights.path) / 'meta' / 'metadata')
     data = meta['config']['data'] if meta else {}
     if said is None and meta:
         said = (data['frames'], *data['crop'])
@@ -152,7 +154,7 @@ def choose(weights: Weights, wanted: str, clip: Clip) -> str:
     return wanted
 
 
-def refuse_foreign(folder: pathlib.Path, chosen: str, source: pathlib.Path) -> None:
+def refuse_foreign(folder: pathlib.Path, chosen: str, source: paths.Path) -> None:
     """Sees to it that nothing is overwritten, or taken for part of the model, that this command did not write.
 
     Raises:
@@ -162,7 +164,7 @@ def refuse_foreign(folder: pathlib.Path, chosen: str, source: pathlib.Path) -> N
         return
     if not folder.is_dir():
         raise ValueError(f'--output={folder} is a file: give a folder')
-    if folder.samefile(source if source.is_dir() else source.parent):
+    if not paths.is_remote(source) and folder.samefile(source if source.is_dir() else source.parent):
         raise ValueError(f'--output={folder} is where the weights come from: give another folder')
     own = {
         'hugging_face': ('config.json', 'model.safetensors', 'preprocessor_config.json', ACCOUNT),

@@ -27,17 +27,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, init_from
+from vivit_jax import command_line, experiment, init_from, paths
 from vivit_jax import config as config_module
 from vivit_jax.formats import Weights, own
 from vivit_jax.formats.account import Account, as_is
 from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import create_model
+from vivit_jax.telling.printable import printable, warning_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    warnings.formatwarning = warning_line
     parser = argparse.ArgumentParser(
         description=laid_out(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(arguments)
     overrides = command_line.overrides(parser, rest)
     try:
-        convert(parsed.path, parsed.config, overrides, pathlib.Path(parsed.output))
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        convert(parsed.path, parsed.config, overrides, paths.path(parsed.output))
+    except (ValueError, OSError, ImportError) as error:
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     return 0
 
 
-def convert(path: str, spec: str | None, overrides: dict[str, str], folder: pathlib.Path) -> Account:
+def convert(path: str, spec: str | None, overrides: dict[str, str], folder: paths.Path) -> Account:
     """Converts, writes and tells.
 
     Args:
@@ -104,7 +105,7 @@ def own_config(config: ConfigDict, weights: Weights) -> ConfigDict:
             '--config (or tools/convert_scenic.py, with its own configuration)'
         )
     config = ConfigDict(config.to_dict())
-    config.name = pathlib.Path(config.init_from.path).stem
+    config.name = pathlib.PurePath(config.init_from.path).stem
     config.model.update(weights.model)
     frames, *crop = (size * tube for size, tube in zip(weights.grid, weights.model['tubelet'], strict=True))
     config.data.frames, config.data.crop = frames, tuple(crop)

@@ -15,16 +15,16 @@ exit codes: 0 done; 1 written, but its logits differ from the model's by more th
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vivit_jax import checkpoint, export, formats
+from vivit_jax import checkpoint, export, formats, paths
 from vivit_jax.config import default_config
 from vivit_jax.formats.account import as_is
 from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import ViViT, create_model
+from vivit_jax.telling.printable import printable
 
 TOLERANCE = 1e-4
 
@@ -46,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--num_heads', type=int, metavar='N', help='attention heads, where a file does not tell'
     )
     parsed = parser.parse_args(arguments)
-    folder = pathlib.Path(parsed.output)
     try:
-        model, params, metadata, notes = read(pathlib.Path(parsed.checkpoint), parsed.num_heads)
+        folder = paths.here(parsed.output, '--output')
+        model, params, metadata, notes = read(paths.path(parsed.checkpoint), parsed.num_heads)
         sizes = export.save(folder, model, params, metadata)
         program = export.load(folder)
     except (ValueError, ImportError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     print(*notes, sep='\n')
     print(f'written to {folder}, {sum(sizes.values()) / 1e6:.1f} MB, for {", ".join(metadata.platforms)}:')
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(
-    path: pathlib.Path, num_heads: int | None = None
+    path: paths.Path, num_heads: int | None = None
 ) -> tuple[ViViT, dict[str, Any], export.Metadata, list[str]]:
     """Reads a model with what is known of its clips.
 

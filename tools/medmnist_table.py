@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vivit_jax import config as config_module
+from vivit_jax import paths
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable
 
 SETS = ('organ', 'nodule', 'fracture', 'adrenal', 'vessel', 'synapse')
 # AUC and accuracy on the test splits, in the order of SETS.
@@ -87,14 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     try:
-        runs = [run for folder in parsed.runs if (run := read_run(pathlib.Path(folder))) is not None]
+        runs = [run for folder in parsed.runs if (run := read_run(paths.here(folder, 'RUN'))) is not None]
         if not runs:
             raise ValueError('none of these runs is finished')
-        output = pathlib.Path(parsed.output)
+        output = paths.here(parsed.output, '--output')
         rows = {size: tabulate(runs, size) for size in sorted({run.size for run in runs})}
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     majority = MAJORITY | {run.name: run.values[2] for run in runs}
     text = '\n'.join(markdown(size, ours, majority) for size, ours in rows.items())

@@ -24,6 +24,7 @@ import vivit_jax
 from vivit_jax import evaluate, experiment, rollout
 from vivit_jax.help_text import laid_out
 from vivit_jax.inference import Predictor
+from vivit_jax.telling.printable import printable
 
 BATCH = 64
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
                 _report(f'{run}, untrained', dataclasses.replace(model, params=fresh['params']), parsed.split)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     return 0
 

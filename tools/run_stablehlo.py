@@ -24,11 +24,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vivit_jax import export
+from vivit_jax import archives, export, paths
 from vivit_jax.data.files.decoding import probe, read_frames
 from vivit_jax.data.record import Record
 from vivit_jax.data.views import Views
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable
 
 # Filters overshoot a little; pixels in [0, 255] or standardised ones go much further.
 SLACK = 0.01
@@ -48,21 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--json', action='store_true', help='for programs: one JSON object a line')
     parsed = parser.parse_args(arguments)
     try:
-        program = export.load(parsed.folder)
+        program = export.load(paths.here(parsed.folder, 'DIR'))
         if not program.metadata.class_names:
             raise ValueError(f'{parsed.folder}: the model has no head, so it has no classes to tell')
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     broken = 0
     for path in parsed.clips:
         try:
-            logits = np.asarray(program(read_clip(pathlib.Path(path), program.metadata)[np.newaxis]))[0]
+            logits = np.asarray(program(read_clip(paths.here(path, 'CLIP'), program.metadata)[np.newaxis]))[0]
             if not np.isfinite(logits).all():
                 raise ValueError(f'{path}: the model gives logits that are not finite numbers')
         except (ValueError, OSError) as error:
             broken += 1
-            print(f'error: {error}', file=sys.stderr)
+            print(printable(f'error: {error}'), file=sys.stderr)
             if parsed.json:
                 print(json.dumps({'clip': path, 'error': str(error)}), flush=True)
             continue
@@ -118,7 +119,8 @@ def read_clip(path: pathlib.Path, metadata: export.Metadata) -> np.ndarray:
 
 def _read_array(path: pathlib.Path, clip: tuple[int, ...]) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open('rb') as file:
+            array = archives.read_npy(file, path.stat().st_size)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f'{path}: is no array of NumPy, or damaged ({" ".join(str(error).split())})'

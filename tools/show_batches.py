@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, feeding
+from vivit_jax import command_line, experiment, feeding, paths
 from vivit_jax import config as config_module
 from vivit_jax.data.record import Label, Record, Source
 from vivit_jax.drawing import PALE, Sheet, fit
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable, warning_line
 
 # Lengths are points. Heights of a frame: one strip in a row, several, and slices, which are small and of which many
 # are worth a look.
@@ -81,7 +82,7 @@ class Watched:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    warnings.formatwarning = warning_line
     parser = argparse.ArgumentParser(
         description=laid_out(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -99,14 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = command_line.overrides(parser, rest)
     try:
         config = config_module.load(parsed.config, overrides)
-        path = pathlib.Path(parsed.output or f'runs/{config.name}_batches.png')
+        path = paths.here(parsed.output or f'runs/{config.name}_batches.png', '--output')
         if path.suffix != '.png' or parsed.clips < 1 or parsed.step < 0:
             raise ValueError(
                 f'--output={path} --clips={parsed.clips} --step={parsed.step}: write FILE.png, at least 1 and 0'
             )
         show(config, path, clips=parsed.clips, split=parsed.split, step=parsed.step, blend=parsed.mixup)
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     return 0
 

@@ -1,6 +1,5 @@
 """The end of a run: its report, and what to do next."""
 
-import pathlib
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +8,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vivit_jax import inference, report
+from vivit_jax import inference, paths, report
 from vivit_jax.data.record import Source
 from vivit_jax.inference import Predictor
 from vivit_jax.telling.terminal import Terminal
 
 
 def write_report(
-    folder: pathlib.Path,
+    folder: paths.Path,
     terminal: Terminal,
     *,
     predictor: Predictor | None = None,
@@ -46,7 +45,7 @@ def write_report(
 
 
 def report_evaluation(
-    folder: pathlib.Path,
+    folder: paths.Path,
     terminal: Terminal,
     *,
     config: ConfigDict,
@@ -61,7 +60,7 @@ def report_evaluation(
     write_report(folder, terminal, predictor=predictor, sources=sources)
 
 
-def say_next(folder: pathlib.Path, terminal: Terminal, split: str, count: int) -> None:
+def say_next(folder: paths.Path, terminal: Terminal, split: str, count: int) -> None:
     """Says what can be done with a trained model and the `count` examples of a split, in commands that work so."""
     some = f'{split}:0-{min(count, 5) - 1}' if count > 1 else f'{split}:0'
     checkpoint = shlex.quote(f'--checkpoint={folder}')

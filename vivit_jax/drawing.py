@@ -2,7 +2,7 @@
 
 import io
 import math
-import pathlib
+import os
 import warnings
 from fractions import Fraction
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
+
+from vivit_jax import paths
 
 Frames = UInt8[np.ndarray, 't h w 3']
 Image = UInt8[np.ndarray, 'h w 3']
@@ -137,7 +139,7 @@ def _encoded(ending: str, image: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
-def write_gif(path: str | pathlib.Path, frames: Frames, fps: float = 8) -> None:
+def write_gif(path: str | os.PathLike[str], frames: Frames, fps: float = 8) -> None:
     """Writes an animation that begins anew when it ends.
 
     Each frame has its own 256 colours; frames that are alike become one that lasts as long.
@@ -150,15 +152,18 @@ def write_gif(path: str | pathlib.Path, frames: Frames, fps: float = 8) -> None:
     pictures[0].save(
         file, 'GIF', save_all=True, append_images=pictures[1:], duration=duration, loop=0, optimize=False
     )
-    pathlib.Path(path).write_bytes(file.getvalue())
+    paths.path(path).write_bytes(file.getvalue())
 
 
-def write_mp4(path: str | pathlib.Path, frames: Frames, fps: float = 8) -> None:
+def write_mp4(path: str | os.PathLike[str], frames: Frames, fps: float = 8) -> None:
     """Writes a video (H.264) that any player shows; sides of odd length lose a pixel, as the format asks."""
     import av
 
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-    with av.open(str(path), 'w', format='mp4', options={'movflags': 'faststart'}) as container:
+    with (
+        paths.written(paths.path(path)) as file,
+        av.open(str(file), 'w', format='mp4', options={'movflags': 'faststart'}) as container,
+    ):
         stream: Any = container.add_stream('libx264', Fraction(fps).limit_denominator(1000), {'crf': '18'})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], 'yuv420p'
         for frame in frames:
@@ -236,11 +241,11 @@ class Sheet:
         corner = round(x * SCALE), round((self.height - y) * SCALE) - sides[0]
         self.figure.figimage(resize(pixels, *sides), *corner)
 
-    def write(self, path: str | pathlib.Path) -> None:
+    def write(self, path: str | os.PathLike[str]) -> None:
         """Writes a PNG."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), paths.written(paths.path(path)) as file:
             warnings.filterwarnings('ignore', 'Glyph .* missing')
-            self.figure.savefig(path, format='png', dpi=72 * SCALE)
+            self.figure.savefig(file, format='png', dpi=72 * SCALE)
 
 
 def fit(sides: tuple[int, int], room: tuple[float, float]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ jax promises to read an export for six months after it was written; `model.json`
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -27,13 +28,24 @@ import numpy as np
 from jax import export
 from safetensors.numpy import load_file, save_file
 
+from vivit_jax import paths
+from vivit_jax.config_values import alike, flaw, shown
 from vivit_jax.formats.containers import read_json
-from vivit_jax.formats.weights import RUNTIME, flat, nested, shortened
+from vivit_jax.formats.weights import RUNTIME, flat, nested, shortened, shortened_line
 from vivit_jax.models.vivit import ViViT
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PIXELS = ('float32', 'uint8')
 SCALING = 'float32 in [-1, 1]; uint8 p becomes p / 127.5 - 1, which model_uint8.stablehlo does itself'
+# Of the metadata that are no text, what is like them.
+LIKE: dict[str, Any] = {
+    **dict.fromkeys(
+        ('stride', 'short_side', 'temporal_views', 'spatial_views', 'calling_convention_version'), 0
+    ),
+    'clip': (1, 1, 1, 1),
+    'crop': (1, 1),
+    'platforms': ('',),
+}
 PARAMS, METADATA = 'params.safetensors', 'model.json'
 
 
@@ -177,7 +189,7 @@ def save(
     Raises:
         ValueError: If the folder holds an exported model already, or the parts do not fit together; one line.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.here(folder, 'folder')
     if (folder / METADATA).exists():
         raise ValueError(f'{folder}: holds an exported model already: choose another folder')
     programs = {_program(pixels): stablehlo(model, params, metadata.clip, pixels=pixels) for pixels in PIXELS}
@@ -186,10 +198,20 @@ def save(
         (folder / name).write_bytes(program)
     save_file({name: np.ascontiguousarray(array) for name, array in flat(params).items()}, folder / PARAMS)
     sizes = {name: (folder / name).stat().st_size for name in (*programs, PARAMS)}
-    # Last, so that a folder with it is whole; sizes show copies that are not.
-    text = json.dumps({**dataclasses.asdict(metadata), 'files': sizes}, indent=2, ensure_ascii=False)
+    # Last, so that a folder with it is whole; sizes and sums show copies that are not.
+    told = {
+        **dataclasses.asdict(metadata),
+        'files': sizes,
+        'sha256': {name: _sum(folder / name) for name in sizes},
+    }
+    text = json.dumps(told, indent=2, ensure_ascii=False)
     (folder / METADATA).write_text(text + '\n', encoding='utf-8')
     return {**sizes, METADATA: (folder / METADATA).stat().st_size}
+
+
+def _sum(file: pathlib.Path) -> str:
+    with file.open('rb') as content:
+        return hashlib.file_digest(content, 'sha256').hexdigest()
 
 
 def _program(pixels: str) -> str:
@@ -241,7 +263,7 @@ def load(folder: str | pathlib.Path) -> Program:
     Raises:
         ValueError: If there is no exported model, or it is damaged or of a jax that this one cannot read; one line.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.here(folder, 'folder')
     if not (folder / METADATA).is_file():
         raise ValueError(f'{folder}: holds no exported model ({METADATA} and its files)')
     content = read_json(folder / METADATA)
@@ -251,8 +273,11 @@ def load(folder: str | pathlib.Path) -> Program:
         if size != content['files'][name]:
             state = 'is missing' if size is None else f'has {size} bytes'
             raise ValueError(
-                f'{folder / name}: {state}, but {METADATA} tells of {content["files"][name]} bytes'
+                f'{folder / name}: {state}, but {METADATA} tells of {shown(content["files"][name])} bytes'
             )
+        # Earlier versions wrote none. A program that is damaged may do anything.
+        if 'sha256' in content and content['sha256'].get(name) != _sum(folder / name):
+            raise ValueError(f'{folder / name}: is damaged: its content is not what {METADATA} tells of')
     try:
         params = load_file(folder / PARAMS)
     except Exception as error:
@@ -276,13 +301,30 @@ def load(folder: str | pathlib.Path) -> Program:
 def _metadata(content: dict[str, Any], file: pathlib.Path) -> Metadata:
     fields = [field.name for field in dataclasses.fields(Metadata)]
     files = content.get('files', {})
+    if not isinstance(files, dict) or not isinstance(content.get('sha256', {}), dict):
+        raise ValueError(f'{file}: is of no exported model: its files and sha256 must be objects')
     lacking = [name for name in fields if name not in content]
     lacking += [name for name in (*map(_program, PIXELS), PARAMS) if name not in files]
     if lacking:
         raise ValueError(f'{file}: is of no exported model: it does not tell {shortened(lacking)}')
-    tuples = ('class_names', 'clip', 'crop', 'platforms')
-    values: dict[str, Any] = {name: content[name] for name in fields}
-    return Metadata(**{**values, **{name: tuple(values[name]) for name in tuples}})
+    values: dict[str, Any] = {}
+    for name in fields:
+        value = tuple(content[name]) if isinstance(content[name], list) else content[name]
+        if name == 'heads':
+            right = isinstance(value, dict) and alike(tuple(value.values()), ())
+        elif name == 'model':
+            right = isinstance(value, dict) and alike(value.get('num_classes'), 0)
+        elif name == 'class_names':
+            right = alike(value, ('',))  # as many as there are
+        else:
+            right = alike(value, LIKE.get(name, '')) and not flaw(value)
+        if not right:
+            raise ValueError(f'{file}: is of no exported model: {name} is {shown(value)}')
+        values[name] = value
+    try:
+        return Metadata(**values)
+    except ValueError as error:
+        raise ValueError(f'{file}: {shortened_line(str(error))}') from error
 
 
 def _one_line(error: Exception) -> str:

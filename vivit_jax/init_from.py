@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vivit_jax import checkpoint, formats, pretrained
+from vivit_jax import checkpoint, formats, paths, pretrained
 from vivit_jax.formats.account import Account
 from vivit_jax.formats.weights import Weights, flat, shortened
 from vivit_jax.models.embed import token_grid
@@ -35,7 +34,7 @@ def read(config: ConfigDict) -> Weights:
         raise ValueError(f'init_from.path={settings.path!r}: {error}') from error
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, Weights | None]:
+def prepare(config: ConfigDict, workdir: paths.Path) -> tuple[ConfigDict, Weights | None]:
     """Settles what a run starts from: its own checkpoint, if the workdir holds one, else the weights to start from.
 
     Returns:
@@ -114,7 +113,7 @@ def describe(account: Account, config: ConfigDict, factors: Any) -> list[str]:
     ]
 
 
-def write_account(account: Account, folder: pathlib.Path) -> pathlib.Path:
+def write_account(account: Account, folder: paths.Path) -> paths.Path:
     """Writes what happened to every array into `conversion.json` of a workdir."""
     path = folder / 'conversion.json'
     path.write_text(json.dumps(account.to_json(), indent=1) + '\n')

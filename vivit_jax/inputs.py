@@ -2,14 +2,13 @@
 
 import itertools
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import evaluate, experiment
+from vivit_jax import evaluate, experiment, paths
 from vivit_jax.data.examine import Examination
 from vivit_jax.data.given import open_given
 from vivit_jax.data.joined import Joined, Some
@@ -23,7 +22,7 @@ def open_inputs(
     *,
     window: float = 0.0,
     every: float = 0.0,
-    workdir: pathlib.Path | None = None,
+    workdir: paths.Path | None = None,
     looking: Examination | None = None,
 ) -> Source:
     """Opens what is named.
@@ -74,10 +73,12 @@ def _is_own(config: ConfigDict, name: str) -> bool:
     splits = {data.train_split, data.validation_split, *data.test_splits, 'test'}
     # What looks like an example of a split and is none is answered with the splits there are.
     like_one = re.fullmatch(r'[\w-]+:\d+(-\d+)?', name) is not None
+    if paths.is_remote(name):
+        return False
     return not os.path.exists(name) and (name.partition(':')[0] in splits or like_one)
 
 
-def _examples(config: ConfigDict, name: str, workdir: pathlib.Path | None, looking: Examination) -> Source:
+def _examples(config: ConfigDict, name: str, workdir: paths.Path | None, looking: Examination) -> Source:
     split, colon, text = name.partition(':')
     if workdir is not None:
         evaluate.keep_drawn(workdir, looking)

@@ -8,11 +8,11 @@ would give NaN or raise, and is 0 when that leaves none.
 """
 
 import csv
-import glob
-import pathlib
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from vivit_jax import paths
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
@@ -187,7 +187,7 @@ def medical_metrics(scores: Probabilities, labels: Labels) -> dict[str, float]:
 
 
 def write_official(
-    folder: pathlib.Path, scores: Probabilities, labels: Labels, *, flag: str, split: str, run: str
+    folder: paths.Path, scores: Probabilities, labels: Labels, *, flag: str, split: str, run: str
 ) -> str:
     """Writes the result file that MedMNIST's evaluator reads, `{flag}_{split}_[AUC]0.xxx_[ACC]0.xxx@{run}.csv`.
 
@@ -205,11 +205,13 @@ def write_official(
     Returns:
         The file's name.
     """
-    for old in folder.glob(f'{flag}_{split}_[[]AUC]*@{glob.escape(run)}.csv'):
-        old.unlink()
+    earlier = [file for file in folder.iterdir() if file.name.startswith(f'{flag}_{split}_[AUC]')]
+    for old in earlier:
+        if old.name.endswith(f'@{run}.csv'):
+            paths.unlink(old)
     auc, accuracy = official_auc(scores, labels), official_accuracy(scores, labels)
     name = f'{flag}_{split}_[AUC]{auc:.3f}_[ACC]{accuracy:.3f}@{run}.csv'
-    with (folder / name).open('w', newline='', encoding='utf-8') as file:
+    with paths.open_text(folder / name, 'w', newline='') as file:
         csv.writer(file, lineterminator='\n').writerows(
             [index, *row] for index, row in enumerate(scores.tolist())
         )

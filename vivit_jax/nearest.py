@@ -4,6 +4,8 @@ import difflib
 import pathlib
 from collections.abc import Iterator
 
+from vivit_jax import paths
+
 ALIKE = 0.6  # of 1: less than that is another name, not a slip
 MOST = 3  # named where none is alike
 # Files of weights, and what a folder of them has in it.
@@ -11,13 +13,16 @@ SUFFIXES = ('.npz', '.safetensors', '.bin', '.pt', '.pth', '.msgpack')
 SIGNS = ('checkpoints', 'params', 'model.safetensors', 'pytorch_model.bin')
 
 
-def hint(path: pathlib.Path) -> str:
+def hint(path: paths.Path) -> str:
     """Returns how a line that names a wrong path goes on: '; did you mean runs/digits?', or '' if there is nothing.
 
     Looked at are the neighbours of the path, in the folder nearest to it that there is, and the runs in `runs/`.
     """
+    if paths.is_remote(path):
+        return ''  # to look around there takes long
     ratios = {
-        near: max(_ratio(path.name, near.name), _ratio(str(path), str(near))) for near in _weights_near(path)
+        near: max(_ratio(path.name, near.name), _ratio(str(path), str(near)))
+        for near in _weights_near(pathlib.Path(path))
     }
     if not ratios:
         return ''

@@ -1,11 +1,13 @@
 """Weights of others: one file a format, recognised by content, turned into ViViT's parameters."""
 
+import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vivit_jax import nearest
+from vivit_jax import nearest, paths
 from vivit_jax.formats import (
     big_vision,
     containers,
@@ -17,7 +19,7 @@ from vivit_jax.formats import (
     vit_npz,
     vivit_torch,
 )
-from vivit_jax.formats.weights import KINDS, Conversion, Weights
+from vivit_jax.formats.weights import KINDS, Conversion, Weights, shortened_line
 
 __all__ = ['KINDS', 'Weights', 'load']
 
@@ -25,6 +27,7 @@ Convert = Callable[[Conversion, dict[str, Any], int | None], Weights]
 
 # Ends the name of the file that tells in which of several parts an array is.
 INDEX = '.index.json'
+MOST_HEADS = 2**16
 
 # What reads each kind.
 CONVERTERS: dict[str, Convert] = {
@@ -41,7 +44,7 @@ CONVERTERS: dict[str, Convert] = {
 
 
 def load(
-    path: str | pathlib.Path,
+    path: str | os.PathLike[str],
     num_heads: int | None = None,
     *,
     kind: str = 'auto',
@@ -64,7 +67,7 @@ def load(
             place in the model.
         ImportError: If the file needs a package that is not installed; one line that names the extra.
     """
-    path = pathlib.Path(path)
+    path = paths.path(path)
     if kind not in ('auto', *KINDS):
         raise ValueError(f'kind {kind!r} of {path}: choose auto or one of {", ".join(KINDS)}')
     if not path.exists():
@@ -75,11 +78,12 @@ def load(
         return weights
     if (path / 'checkpoints').is_dir():
         raise ValueError(f'{path}: holds no checkpoint yet{nearest.hint(path)}')
+    if paths.is_remote(path):
+        return _of_store(path, num_heads, kind=kind, allow_unused=allow_unused)
+    path = pathlib.Path(path)
     if scenic.is_orbax(path):
         _insist(kind, 'scenic', path)
-        return scenic.convert(
-            Conversion(str(path), 'scenic', scenic.read_orbax(path), allow_unused), {}, num_heads
-        )
+        return _convert(Conversion(str(path), 'scenic', scenic.read_orbax(path), allow_unused), {}, num_heads)
     file = find_file(path)
     sort, arrays = containers.read_parts(file) if file.name.endswith(INDEX) else containers.read(file)
     sidecar = containers.read_json(file.parent / 'config.json')
@@ -91,21 +95,52 @@ def load(
             f'{", ".join(KINDS)}'
         )
     _insist(kind, found, file)
+    return _convert(Conversion(str(file), found, arrays, allow_unused), sidecar, num_heads)
+
+
+def _convert(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | None) -> Weights:
+    """Converts arrays; whatever a format's rules stumble over in a file that has others is told in one line."""
+    file, kind = conversion.path, conversion.kind
+    if num_heads is not None and not 0 < num_heads <= MOST_HEADS:
+        raise ValueError(f'{file}: num_heads={num_heads}: must be from 1 to {MOST_HEADS}')
     try:
-        return CONVERTERS[found](Conversion(str(file), found, arrays, allow_unused), sidecar, num_heads)
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        # Not the shapes or settings of such a file at all.
-        words = ' '.join(f'{type(error).__name__}: {error}'.split())[:120]
-        raise ValueError(
-            f'{file}: cannot be read as {found}: its arrays or its config.json are not as such files are ({words})'
-        ) from error
-    except ValueError as error:
-        if str(file) in str(error) or 'allow_unused' in str(error):
-            raise
-        raise ValueError(f'{file}: {error}') from error
+        return CONVERTERS[kind](conversion, sidecar, num_heads)
+    except ImportError:
+        raise
+    except MemoryError as error:
+        raise ValueError(f'{file}: does not fit into memory') from error
+    except Exception as error:
+        words = ' '.join(str(error).split())
+        if type(error) is not ValueError:  # not the shapes or settings of such a file at all
+            words = (
+                f'cannot be read as {kind}: its arrays or its config.json are not as such files are '
+                f'({type(error).__name__}: {words[:120]})'
+            )
+        if file in words or 'allow_unused' in words:
+            raise ValueError(shortened_line(words)) from error
+        raise ValueError(f'{file}: {shortened_line(words)}') from error
 
 
-def _insist(wanted: str, found: str, path: pathlib.Path) -> None:
+def _of_store(path: paths.Path, num_heads: int | None, **options: Any) -> Weights:
+    """Reads weights of a store from a copy, whose name nobody gets to see."""
+    is_folder = path.is_dir()
+    if is_folder:
+        copying = paths.local(path)
+    else:
+        parts = containers.read_json(path).get('weight_map') if path.name.endswith(INDEX) else None
+        wanted = {path.name, *(map(str, parts.values()) if isinstance(parts, dict) else ())}
+        # What tells more of it lies beside it.
+        copying = paths.local_files(path.parent, lambda name: name in wanted or name.endswith('.json'))
+    with copying as copy:
+        file = copy if is_folder else copy / path.name
+        try:
+            weights = load(file, num_heads, **options)
+        except (ValueError, ImportError) as error:
+            raise type(error)(str(error).replace(str(file.parent), str(path.parent))) from error
+    return dataclasses.replace(weights, path=weights.path.replace(str(file.parent), str(path.parent)))
+
+
+def _insist(wanted: str, found: str, path: paths.Path) -> None:
     if wanted not in ('auto', found):
         raise ValueError(f'{path}: is {found}, not {wanted}')
 

@@ -1,5 +1,6 @@
 """Files that hold arrays by name: of which sort one is, by its content, and its arrays. No pickle is executed."""
 
+import io
 import json
 import pathlib
 import pickle
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from vivit_jax import archives, json_files, paths
 from vivit_jax.formats.weights import flat
 
 Arrays = Mapping[str, Any]  # NumPy arrays
 
+LONGEST_NAME = 500  # of an array
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pyth', '.pt', '.bin', '.msgpack')
 
 
@@ -36,16 +39,29 @@ def read(path: pathlib.Path) -> tuple[str, Arrays]:
     with path.open('rb') as file:
         start = file.read(512)
     sort = _sort(path, start)
-    readers = {'npz': _npz, 'safetensors': _safetensors, 'torch': _torch, 'msgpack': _msgpack}
+    readers = {'npz': archives.Npz, 'safetensors': _safetensors, 'torch': _torch, 'msgpack': _msgpack}
     try:
-        return sort, readers[sort](path)
-    except (ImportError, MemoryError):
+        arrays = readers[sort](path)
+        _check(path, sort, arrays)
+    except ImportError:
         raise
+    except MemoryError as error:
+        raise ValueError(f'{path}: does not fit into memory') from error
     except Exception as error:
         if str(error).startswith(f'{path}: '):
             raise
         words = ' '.join(str(error).split())[:160]
         raise ValueError(f'{path}: seems to be {NAMES[sort]}, but truncated or damaged ({words})') from error
+    return sort, arrays
+
+
+def _check(path: pathlib.Path, sort: str, arrays: Arrays) -> None:
+    """Refuses names that could not be told, and arrays that are one number said to be a billion."""
+    for name in arrays:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise ValueError(f'the name of an array is {name[:40]!r}')
+    if sort != 'npz':  # whose arrays are not read yet
+        archives.check_size(sum(array.nbytes for array in arrays.values()), path.stat().st_size)
 
 
 def read_parts(index: pathlib.Path) -> tuple[str, Arrays]:
@@ -57,12 +73,15 @@ def read_parts(index: pathlib.Path) -> tuple[str, Arrays]:
     parts = read_json(index).get('weight_map')
     if not isinstance(parts, dict) or not parts:
         raise ValueError(f'{index}: tells no parts (weight_map)')
+    for part in parts.values():
+        if not isinstance(part, str) or part in ('', '.', '..') or not re.fullmatch(r'[^/\\\0]+', part):
+            raise ValueError(f'{index}: a part must be the name of a file beside it, not {str(part)[:80]!r}')
     sort, arrays = '', dict[str, Any]()
     for part in sorted(set(parts.values())):
         sort, read_now = read(index.parent / part)
         arrays |= dict(read_now)
     if lost := [name for name in parts if name not in arrays]:
-        raise ValueError(f'{index}: {len(lost)} of its arrays are in no part, as {lost[0]}')
+        raise ValueError(f'{index}: {len(lost)} of its arrays are in no part, as {lost[0][:80]!r}')
     return sort, arrays
 
 
@@ -92,12 +111,9 @@ def _sort(path: pathlib.Path, start: bytes) -> str:
 
 def _sort_of_archive(path: pathlib.Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f'{path}: seems to be an npz or PyTorch file, but truncated: the table of contents at its end is missing'
-        ) from error
+        names = archives.members(path)
+    except ValueError as error:
+        raise ValueError(f'{path}: seems to be an npz or PyTorch file, but {error}') from error
     if any(name.endswith('data.pkl') for name in names):
         return 'torch'
     if names and all(name.endswith('.npy') for name in names):
@@ -128,11 +144,6 @@ def _foreign(start: bytes) -> str:
     )
 
 
-def _npz(path: pathlib.Path) -> Arrays:
-    # Read one by one as they are asked for: checkpoints with an optimiser's state are large.
-    return np.load(path, allow_pickle=False)
-
-
 def _safetensors(path: pathlib.Path) -> Arrays:
     from safetensors.numpy import load_file
 
@@ -146,11 +157,13 @@ def _torch(path: pathlib.Path) -> Arrays:
         raise ImportError(
             f"{path}: is a file of PyTorch, which is not installed: pip install 'vivit_jax[torch]'"
         ) from error
+    # In a bare pickle a length says how much is to be read, and room would be made for all of it.
+    source = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             # Arrays and plain containers only: anything else in the pickle is refused, not executed.
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
+            loaded = torch.load(source, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         told = re.search(r'GLOBAL (\S+)|(?:class|type) (\S+)', str(error))
         what = f' ({told[1] or told[2]})' if told else ''
@@ -166,7 +179,12 @@ def _torch(path: pathlib.Path) -> Arrays:
 
 def _array(tensor: Any) -> np.ndarray:
     """Turns a tensor into an array; NumPy has no bfloat16 of its own."""
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        # With a stride of 0 one number stands for any number of them.
+        raise ValueError(
+            f'a tensor {tuple(tensor.shape)} is said to be made of {tensor.untyped_storage().nbytes()} bytes'
+        )
+    return (tensor.detach().float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _msgpack(path: pathlib.Path) -> Arrays:
@@ -178,21 +196,13 @@ def _msgpack(path: pathlib.Path) -> Arrays:
     return {name: value for name, value in flat(tree).items() if isinstance(value, np.ndarray)}
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: paths.Path) -> dict[str, Any]:
     """Reads a JSON object; an empty one where there is no such file.
 
     Raises:
         ValueError: If it is not a JSON object.
     """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: is no JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path}: holds {type(content).__name__} instead of a JSON object')
-    return content
+    return json_files.read_object(path) if path.is_file() else {}
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

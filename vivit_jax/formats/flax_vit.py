@@ -83,9 +83,7 @@ def sizes(
 
 def count_layers(conversion: Conversion, prefix: str) -> int:
     """Returns the number of blocks that have names of their own, `encoderblock_<i>`."""
-    pattern = re.compile(rf'{prefix}Transformer/encoderblock_(\d+)/')
-    found = (pattern.match(name) for name in conversion.names())
-    return max((int(match[1]) for match in found if match), default=-1) + 1
+    return conversion.layers(rf'{prefix}Transformer/encoderblock_(\d+)/')
 
 
 def take_ends(conversion: Conversion, prefix: str) -> None:

@@ -112,14 +112,9 @@ def _read(
     num_classes = file.shape('classifier.weight')[0] if 'classifier.weight' in file.names else 0
     pooler = not num_classes and 'pooler.dense.weight' in file.names
     width = file.shape(PROJECTION)[0]
-    layers = [
-        int(match[1])
-        for match in (re.match(r'encoder\.layer\.(\d+)\.', name) for name in file.names)
-        if match
-    ]
     model: dict[str, Any] = {
         'attention': 'spatio_temporal',
-        'num_layers': max(layers, default=-1) + 1,
+        'num_layers': conversion.layers(r'encoder\.layer\.(\d+)\.', file.names),
         'num_heads': file.heads(num_heads),
         'width': width,
         'mlp_dim': file.shape('encoder.layer.0.intermediate.dense.weight')[0],

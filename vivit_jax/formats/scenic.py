@@ -127,11 +127,6 @@ def convert(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | No
     return conversion.finish(model, head[-1] if head else 0, grid)
 
 
-def _layers(shapes: Shapes, encoder: str) -> int:
-    found = (re.match(rf'{encoder}/encoderblock_(\d+)/', name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
 def _model(conversion: Conversion, shapes: Shapes) -> dict[str, Any]:
     """Reads the model off its parameters."""
     encoders = any(name.startswith('SpatialTransformer/') for name in shapes)
@@ -148,10 +143,10 @@ def _model(conversion: Conversion, shapes: Shapes) -> dict[str, Any]:
     width, heads, _ = shapes[queries]
     attention = 'factorised_self_attention' if factorised else 'spatio_temporal'
     cls = 'cls_SpatialTransformer' if encoders else 'cls'
-    temporal = {'temporal_layers': _layers(shapes, 'TemporalTransformer')} if encoders else {}
-    return temporal | {
+    over_time = conversion.layers(r'TemporalTransformer/encoderblock_(\d+)/', shapes)
+    return ({'temporal_layers': over_time} if encoders else {}) | {
         'attention': 'factorised_encoder' if encoders else attention,
-        'num_layers': _layers(shapes, encoder),
+        'num_layers': conversion.layers(rf'{encoder}/encoderblock_(\d+)/', shapes),
         'num_heads': heads,
         'width': width,
         'mlp_dim': shapes[mlp][1],

@@ -12,6 +12,7 @@ from typing import Any
 from vivit_jax import config as config_module
 from vivit_jax.config import ConfigDict
 from vivit_jax.formats.scenic_fields import Fields
+from vivit_jax.formats.weights import shortened_line
 from vivit_jax.models.vivit import create_model
 
 # 'factorised' is read as 'factorized' first.
@@ -79,6 +80,16 @@ def translate(scenic_config: Mapping[str, Any] | ConfigDict) -> tuple[ConfigDict
     Raises:
         ValueError: As `to_config`.
     """
+    try:
+        return _translated(scenic_config)
+    except ValueError as error:
+        raise ValueError(shortened_line(' '.join(str(error).split()))) from error
+    except Exception as error:  # groups where values are expected, text where numbers are
+        words = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise ValueError(f"Scenic's configuration is not as such ones are ({words})") from error
+
+
+def _translated(scenic_config: Mapping[str, Any] | ConfigDict) -> tuple[ConfigDict, list[str], list[str]]:
     fields = Fields(scenic_config)
     config = config_module.default_config()
     config.name = fields.text('experiment_name', 'scenic')

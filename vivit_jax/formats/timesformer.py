@@ -102,10 +102,9 @@ def _convert(file: File, num_heads: int | None) -> Weights:
     patch = file.shape(PROJECTION)[2:]
     frames = file.shape(TIMES)[1]
     image = file.sizes('image_size', 2) if 'image_size' in file.sidecar else None
-    layers = (re.match(r'encoder\.layer\.(\d+)\.', name) for name in file.names)
     model: dict[str, Any] = {
         'attention': attention,
-        'num_layers': max((int(match[1]) for match in layers if match), default=-1) + 1,
+        'num_layers': conversion.layers(r'encoder\.layer\.(\d+)\.', file.names),
         'width': file.shape(PROJECTION)[0],
         'mlp_dim': file.shape('encoder.layer.0.intermediate.dense.weight')[0],
         'tubelet': (1, *patch),

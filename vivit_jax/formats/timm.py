@@ -53,11 +53,10 @@ def convert(conversion: Conversion, sidecar: dict[str, Any], num_heads: int | No
         raise ValueError(
             f'{conversion.path}: {prefix}patch_embed.proj.weight is {kernel}, not of images [d c h w]'
         )
-    found = (re.match(rf'{re.escape(prefix)}blocks\.(\d+)\.', name) for name in conversion.names())
     model: dict[str, Any] = {
         'attention': 'spatio_temporal',
         'embedding': 'tubelet',
-        'num_layers': max((int(match[1]) for match in found if match), default=0) + 1,
+        'num_layers': conversion.layers(rf'{re.escape(prefix)}blocks\.(\d+)\.'),
         'width': kernel[0],
         'mlp_dim': conversion.peek(f'{prefix}blocks.0.mlp.fc1.weight').shape[0],
         'tubelet': (1, *kernel[2:]),

@@ -5,14 +5,14 @@ import fnmatch
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vivit_jax.models.vivit import create_model
+from vivit_jax.models.vivit import ViViT, create_model
 
 KINDS = (
     'vivit_jax',
@@ -112,6 +112,24 @@ class Conversion:
     def names(self) -> list[str]:
         """Returns the names of the file's arrays."""
         return list(self._arrays)
+
+    def layers(self, pattern: str, names: Iterable[str] | None = None) -> int:
+        """Counts the layers by the names of their arrays.
+
+        Args:
+            pattern: What such a name begins with; its first group is the layer's number, from 0 on.
+            names: Of the arrays, where they are not the file's own.
+
+        Raises:
+            ValueError: If one is missing; a single name can claim any number of them.
+        """
+        found = (re.match(pattern, name) for name in (self._arrays if names is None else names))
+        numbers = {int(match[1]) for match in found if match}
+        if missing := [number for number in range(len(numbers)) if number not in numbers]:
+            raise ValueError(
+                f'{self.path}: has {len(numbers)} layers, but none with the number {missing[0]}: it is incomplete'
+            )
+        return len(numbers)
 
     def peek(self, name: str) -> np.ndarray:
         """Returns an array as float32, without taking it.
@@ -243,6 +261,8 @@ class Conversion:
     ) -> None:
         """Compares the parameters with those of the model itself, and tells the first that differs."""
         vivit = create_model(num_classes, **model)
+        if vivit.position_embedding.startswith('sinusoidal'):
+            vivit = vivit.clone(position_embedding='none')  # they are computed, for however many tokens
         if grid is None:
             # As many tokens as the positions are for, in whatever order they lie.
             grid = (self._tokens('Temporal'), self._tokens('Spatial'), self._tokens(''))
@@ -274,11 +294,49 @@ class Conversion:
         return max(self._params[name].shape[1] - (cls in self._params), 1) if name in self._params else 1
 
 
+def check_shapes(params: Any, model: ViViT, clip: Sequence[int]) -> None:
+    """Compares parameters with those that a model has for clips `(t, h, w, c)`.
+
+    Raises:
+        ValueError: If one is missing, of no use, of another shape, or not of real numbers; one line.
+    """
+    if not isinstance(params, Mapping):
+        raise ValueError(f'holds a {type(params).__name__} instead of named parameters')
+    # Layers are alike: one of each encoder tells of all, and tracing takes time for every one.
+    few: dict[str, Any] = {**RUNTIME, 'num_layers': 1, 'temporal_layers': min(model.temporal_layers, 1)}
+    if not model.position_embedding.startswith('learned'):
+        few['position_embedding'] = 'none'  # the others are computed, for however many tokens
+    video = jax.ShapeDtypeStruct((1, *clip), jnp.float32)
+    init = model.clone(**few).init
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, leaf in flat(jax.eval_shape(init, jax.random.key(0), video)['params']).items():
+        layers = model.temporal_layers if name.startswith('TemporalTransformer/') else model.num_layers
+        for layer in range(layers if '/encoderblock_0/' in name else 1):
+            expected[name.replace('/encoderblock_0/', f'/encoderblock_{layer}/')] = leaf.shape
+    found = flat(params)
+    if missing := [name for name in expected if name not in found]:
+        raise ValueError(f'{len(missing)} parameters of its model are missing ({shortened(missing)})')
+    if surplus := [name for name in found if name not in expected]:
+        raise ValueError(f'{len(surplus)} parameters are none of its model ({shortened(surplus)})')
+    for name, shape in expected.items():
+        if np.shape(found[name]) != shape:
+            raise ValueError(f'{name} is {np.shape(found[name])}, and {shape} in its model')
+        if not jnp.issubdtype(found[name].dtype, jnp.floating):
+            raise ValueError(f'{name} holds {found[name].dtype}, not real numbers')
+
+
 def to_float32(array: np.ndarray) -> np.ndarray:
-    """Returns an array as float32; NumPy reads bfloat16 back as two bytes without a meaning."""
-    if array.dtype.kind == 'V' and array.dtype.itemsize == 2:
+    """Returns an array as float32; NumPy reads bfloat16 back as two bytes without a meaning.
+
+    Raises:
+        ValueError: If it holds something else than real numbers.
+    """
+    if array.dtype == np.dtype('V2'):
         array = array.view(jnp.bfloat16)
-    return np.asarray(array).astype(np.float32, copy=False)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (np.bool_, np.integer, np.floating)):
+        raise ValueError(f'holds {str(array.dtype)[:80]}, not numbers')
+    with np.errstate(over='ignore'):  # what is too large becomes infinite, which is looked for
+        return np.asarray(array).astype(np.float32, copy=False)
 
 
 def flat(tree: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
@@ -304,6 +362,11 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(group, {})
         node[leaf] = value
     return tree
+
+
+def shortened_line(words: str, most: int = 1_000) -> str:
+    """Returns a line without its middle where it is long, as with values of a file that are."""
+    return words if len(words) <= most else f'{words[: most // 2]} … {words[-most // 2 :]}'
 
 
 def shortened(names: Sequence[str]) -> str:

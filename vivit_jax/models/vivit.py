@@ -1,5 +1,6 @@
 """ViViT and its family: ways to factorise space-time attention (Arnab et al., ICCV 2021, section 3.3)."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float
 
+from vivit_jax.config_values import alike, flaw, kind, shown
 from vivit_jax.models import embed
 from vivit_jax.models.attention import BACKENDS
 from vivit_jax.models.encoder import ACTIVATIONS, REMATS, Encoder, EncoderBlock
@@ -16,6 +18,17 @@ from vivit_jax.models.patterns import ATTENTION_ORDERS, ATTENTIONS, PATTERNS, pa
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'first_token')
 EMBEDDINGS = ('tubelet', 'uniform_frame_sampling')
 DTYPES = ('float32', 'bfloat16')
+
+# Larger ones are a mistake, or a file's that was made to fill the memory.
+MOST = {
+    'num_layers': 1_000,
+    'temporal_layers': 1_000,
+    'num_heads': 2**16,
+    'width': 2**20,
+    'mlp_dim': 2**24,
+    'representation_size': 2**24,
+    'num_classes': 2**24,
+}
 
 Tokens = Float[Array, 'b n d']
 Encoded = Float[Array, 'b m d']  # the tokens after an encoder, with the cls token when there is one
@@ -251,6 +264,7 @@ def create_model(num_classes: int, **model: Any) -> ViViT:
     if 'tubelet' in model:
         model['tubelet'] = tuple(model['tubelet'])
     vivit = ViViT(num_classes, **model)
+    _check_types(vivit)
     for field, choices in CHOICES.items():
         value = getattr(vivit, field)
         if value not in choices:
@@ -258,6 +272,18 @@ def create_model(num_classes: int, **model: Any) -> ViViT:
     _check_numbers(vivit)
     _check_combinations(vivit)
     return vivit
+
+
+def _check_types(vivit: ViViT) -> None:
+    """Compares every field with its default: models are also told by files of others."""
+    for field in dataclasses.fields(ViViT):
+        if field.name in ('parent', 'name'):
+            continue
+        value = getattr(vivit, field.name)
+        default = 0 if field.default is dataclasses.MISSING else field.default
+        wrong = '' if alike(value, default) else f'must be {kind(default)}'
+        if wrong := wrong or flaw(value):
+            raise ValueError(f'model.{field.name}={shown(value)}: {wrong}')
 
 
 def _check_numbers(vivit: ViViT) -> None:
@@ -272,6 +298,11 @@ def _check_numbers(vivit: ViViT) -> None:
     for field in ('dropout_rate', 'attention_dropout_rate', 'drop_path_rate'):
         if not 0.0 <= getattr(vivit, field) < 1.0:
             raise ValueError(f'model.{field}={getattr(vivit, field)}: must be in [0, 1)')
+    for field, most in MOST.items():
+        if getattr(vivit, field) > most:
+            raise ValueError(f'model.{field}={getattr(vivit, field)}: must be at most {most:,}')
+    if vivit.norm_epsilon < 0:
+        raise ValueError(f'model.norm_epsilon={vivit.norm_epsilon}: must be 0 or more')
     if len(vivit.tubelet) != 3 or min(vivit.tubelet) < 1:
         raise ValueError(f'model.tubelet={vivit.tubelet}: must be three sizes (t, h, w), each at least 1')
 

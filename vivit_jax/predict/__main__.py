@@ -38,16 +38,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rich.console
 
-from vivit_jax import command_line
+from vivit_jax import command_line, paths
 from vivit_jax.data.given import Given
 from vivit_jax.data.joined import Joined
 from vivit_jax.data.record import Source
 from vivit_jax.data.watched import Watched, facts
 from vivit_jax.help_text import laid_out
 from vivit_jax.predict import timeline
-from vivit_jax.predict.files import FORMS, FeatureWriter, Row, RowWriter, printable
+from vivit_jax.predict.files import FORMS, FeatureWriter, Row, RowWriter
 from vivit_jax.predict.terminal import Printed, Progress, show
 from vivit_jax.signals import lasting_interrupts
+from vivit_jax.telling.printable import printable, warning_line
 
 if TYPE_CHECKING:  # importing jax takes a while, and --help needs none
     from vivit_jax.inference import Prediction, Predictor
@@ -58,7 +59,7 @@ DTYPES = ('float32', 'bfloat16')
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
+    warnings.formatwarning = warning_line
     options, overrides = _parse(sys.argv[1:] if arguments is None else list(arguments))
     traced = os.environ.get('VIVIT_JAX_TRACEBACK')
     try:
@@ -136,11 +137,11 @@ def _check(options: argparse.Namespace) -> None:
     for path in filter(None, (options.output, options.timeline, options.features)):
         if os.path.realpath(path) in read:
             raise ValueError(f'{path} is to be read and to be written: choose another file')
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        paths.path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _form(path: str) -> str:
-    return pathlib.Path(path).suffix.lower().removeprefix('.')
+    return pathlib.PurePath(path).suffix.lower().removeprefix('.')
 
 
 def _views(text: str | None) -> tuple[int, int] | None:
@@ -221,7 +222,7 @@ def _features(
     options: argparse.Namespace, model: 'Predictor', watched: Watched, running: Mapping[str, Any]
 ) -> int:
     """Writes features; returns the number of examples."""
-    writer, done = FeatureWriter(pathlib.Path(options.features)), 0
+    writer, done = FeatureWriter(paths.path(options.features)), 0
     try:
         for name, features in model.featured(watched, options.feature, **running):
             number = int(name)
@@ -252,14 +253,14 @@ def _predictions(
         begin = functools.partial(RowWriter, heads=list(model.heads), top=top, truth=truth)
         writers = []
         if options.output:
-            file = open(options.output, 'w', encoding='utf-8', errors='surrogateescape', newline='')  # noqa: SIM115
+            file = paths.open_text(paths.path(options.output), 'w', errors='surrogateescape', newline='')
             writers.append(begin(stack.enter_context(file), _form(options.output)))
         if options.json or options.csv:
             writers.append(begin(_stdout(), 'csv' if options.csv else 'jsonl'))
         for writer in writers:
             stack.callback(writer.end)
         if options.timeline:
-            stack.callback(tracks.write, pathlib.Path(options.timeline))
+            stack.callback(tracks.write, paths.path(options.timeline))
         for prediction in model.predictions(watched, **running):
             number = int(prediction.name)
             if not _is_there(watched, number):

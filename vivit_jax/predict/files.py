@@ -2,15 +2,18 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
-import pathlib
 import shutil
 import zipfile
 from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
+
+from vivit_jax import paths
+from vivit_jax.mirror import Mirror
 
 FORMS = ('csv', 'json', 'jsonl')
 DIGITS = '.6g'  # of probabilities, as in an evaluation's predictions.csv
@@ -50,7 +53,6 @@ class RowWriter:
         """
         self._file, self._form, self._top, self._count = file, form, top, 0
         if form == 'csv':
-            self._csv = csv.writer(file, lineterminator='\n')
             columns = ['name', 'start', 'end', *(['truth'] if truth else [])]
             for head in heads:
                 prefix = f'{head}_' if len(heads) > 1 else ''
@@ -60,7 +62,7 @@ class RowWriter:
                     for what in ('class', 'probability')
                 ]
             self._truth = truth
-            self._csv.writerow(columns)
+            self._write_line(columns)
             file.flush()
 
     def write(self, row: Row) -> None:
@@ -71,12 +73,18 @@ class RowWriter:
             for best in row.top.values():
                 cells += [cell for name, share in best for cell in (name, f'{share:{DIGITS}}')]
                 cells += [''] * (2 * (self._top - len(best)))
-            self._csv.writerow(cells)
+            self._write_line(cells)
         else:
             between = '' if self._form == 'jsonl' else ',\n' if self._count else '[\n'
             self._file.write(between + json.dumps(_as_json(row)) + ('\n' if self._form == 'jsonl' else ''))
         self._count += 1
         self._file.flush()
+
+    def _write_line(self, cells: Sequence[str]) -> None:
+        """Writes a line of CSV; the module would quote a carriage return only where lines end with one."""
+        line = io.StringIO()
+        csv.writer(line).writerow(cells)
+        self._file.write(line.getvalue().removesuffix('\r\n') + '\n')
 
     def end(self) -> None:
         """Writes what closes the file."""
@@ -107,10 +115,11 @@ class FeatureWriter:
     made at the end.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: paths.Path):
         """Begins an archive that will be at `path`."""
-        self._path = path
-        self._part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+        self._mirror = Mirror(path.parent)
+        self._path = self._mirror.here / path.name
+        self._part = self._path.with_name(f'{path.name}.{os.getpid()}.tmp')
         self._rows: IO[bytes] = self._part.open('w+b')
         self._names: list[str] = []
         self._spans: list[tuple[float, float]] = []
@@ -149,8 +158,4 @@ class FeatureWriter:
             self._rows.close()
             self._part.unlink()
             whole.unlink(missing_ok=True)
-
-
-def printable(text: str) -> str:
-    """Returns a text without what a terminal would take for a command or cannot show."""
-    return ''.join(letter if letter.isprintable() else '\N{REPLACEMENT CHARACTER}' for letter in text)
+            self._mirror.close()

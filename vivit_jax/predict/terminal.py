@@ -12,7 +12,8 @@ import rich.console
 import rich.progress
 import rich.text
 
-from vivit_jax.predict.files import Row, printable
+from vivit_jax.predict.files import Row
+from vivit_jax.telling.printable import printable, printable_lines
 
 SECONDS_A_LINE = 20.0  # of progress, where there is no terminal
 BAR = 24  # characters of a probability of 1
@@ -28,7 +29,7 @@ class Printed:
 
     def write(self, text: str) -> None:
         """Writes lines."""
-        self._terminal.write('\n'.join(map(printable, text.split('\n'))))
+        self._terminal.write(printable_lines(text))
 
     def flush(self) -> None:
         """Shows what was written."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vivit_jax.predict.files import printable
+from vivit_jax import paths
+from vivit_jax.telling.printable import printable
 
 MOST_TRACKS = 24  # in a picture
 MOST_CLASSES = 6  # in a track
@@ -72,7 +72,7 @@ class Tracks:
             self._windows.setdefault(file, []).append((span, probabilities))
             self._titles.setdefault(file, name.rpartition('#t=')[0])
 
-    def write(self, path: pathlib.Path) -> None:
+    def write(self, path: paths.Path) -> None:
         """Draws what there is, if there is anything."""
         tracks = []
         for file, windows in self._windows.items():

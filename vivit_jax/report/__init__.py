@@ -8,9 +8,9 @@ clips. The same workdir gives the same file, to the byte.
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 
+from vivit_jax import paths
 from vivit_jax.data.record import Source
 from vivit_jax.inference import Predictor
 from vivit_jax.report.compose import compose
@@ -26,7 +26,7 @@ def write(
     predictor: Predictor | None = None,
     sources: Mapping[str, Source] | None = None,
     clips: bool = True,
-) -> pathlib.Path:
+) -> paths.Path:
     """Writes a report.
 
     Args:
@@ -43,24 +43,17 @@ def write(
         ValueError: If a folder is no workdir; one line. What a workdir does not hold, or holds damaged, is said in
             the report.
     """
-    paths = (
-        [pathlib.Path(folders)] if isinstance(folders, str | os.PathLike) else [*map(pathlib.Path, folders)]
-    )
-    if not paths:
+    given = [folders] if isinstance(folders, str | os.PathLike) else folders
+    workdirs = [paths.path(folder) for folder in given]
+    if not workdirs:
         raise ValueError('no workdir was given')
-    if len(paths) > 1 and (predictor is not None or sources is not None):
+    if len(workdirs) > 1 and (predictor is not None or sources is not None):
         raise ValueError('predictor and sources are of one run, not of several')
-    default = paths[0] / 'report.html' if len(paths) == 1 else pathlib.Path('comparison.html')
-    path = default if output is None else pathlib.Path(output)
-    runs = read_runs(paths)
-    if not path.parent.is_dir():
+    default = workdirs[0] / 'report.html' if len(workdirs) == 1 else pathlib.Path('comparison.html')
+    path = default if output is None else paths.path(output)
+    runs = read_runs(workdirs)
+    if not paths.is_remote(path) and not path.parent.is_dir():
         raise ValueError(f'{path} cannot be written: no folder {str(path.parent)!r}')
     text = compose(runs, predictor=predictor, sources=sources or {}, with_clips=clips)
-    # Whole or not at all: whoever looks at the report while it is written sees the one before.
-    with tempfile.NamedTemporaryFile(
-        'w', dir=path.parent, suffix='.html', delete=False, encoding='utf-8'
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    paths.replace_text(path, text)
     return path

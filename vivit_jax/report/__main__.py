@@ -12,12 +12,12 @@ exit codes:
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from vivit_jax import report
 from vivit_jax.help_text import laid_out
+from vivit_jax.telling.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     try:
-        folders = [pathlib.Path(folder) for folder in parsed.workdirs]
-        path = report.write(folders, parsed.output, clips=not parsed.no_clips)
+        path = report.write(parsed.workdirs, parsed.output, clips=not parsed.no_clips)
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(printable(f'error: {error}'), file=sys.stderr)
         return 2
     print(f'written to {path}')
     return 0

@@ -1,6 +1,7 @@
 """The sections on classes: what was taken for what, how well each was recognised, and how far to trust confidence."""
 
 import base64
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -178,7 +179,7 @@ def _number(column: str, value: Any) -> Cell:
 
 def _interval(values: dict[str, Any]) -> Cell:
     count = int(values.get('examples', 0))
-    if not count:
+    if not count or not math.isfinite(values.get('accuracy', math.nan)):
         return Cell('–', -1, 'number')
     bounds = numbers.wilson(min(max(values['accuracy'], 0.0), 1.0), count)
     return Cell(wording.interval('accuracy', bounds), bounds[0], 'number')

@@ -77,7 +77,10 @@ def what_was_run(run: Run) -> list[Html]:
     if machine:
         rows.append(('machine', machine))
     if facts.get('devices'):
-        told = [f'{each["count"]} × {each["kind"]} ({each["platform"]})' for each in facts['devices']]
+        told = [
+            f'{each.get("count", "?")} × {each.get("kind", "?")} ({each.get("platform", "?")})'
+            for each in facts['devices']
+        ]
         processes = facts.get('processes') or 1
         rows.append(('devices', ', '.join(told) + (f', {processes} processes' if processes > 1 else '')))
     rows += _times(facts)

@@ -2,19 +2,20 @@
 
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from vivit_jax import archives, json_files, nearest, paths
 from vivit_jax import config as config_module
-from vivit_jax import nearest
 from vivit_jax.data.bad_files import COLUMNS as BAD_COLUMNS
 from vivit_jax.medical_metrics import probabilities
+from vivit_jax.report import forms
 
 Scores = tuple[np.ndarray, np.ndarray]
+ENDINGS = ('.json', '.jsonl', '.csv', '.npz')  # of the files that are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Run:
         notes: What could not be read.
     """
 
-    folder: pathlib.Path
+    folder: paths.Path
     label: str
     config: dict[str, Any]
     scalars: dict[str, list[dict[str, Any]]]
@@ -143,13 +144,13 @@ class Run:
         return scores, positive
 
 
-def read_runs(folders: Sequence[pathlib.Path]) -> list[Run]:
+def read_runs(folders: Sequence[paths.Path]) -> list[Run]:
     """Reads workdirs.
 
     Raises:
         ValueError: If one is no workdir, or given twice; one line.
     """
-    places = [folder.resolve() for folder in folders]
+    places = [folder if paths.is_remote(folder) else folder.resolve() for folder in folders]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise ValueError(f'{folders[number]} is given twice')
@@ -160,7 +161,7 @@ def read_runs(folders: Sequence[pathlib.Path]) -> list[Run]:
     return [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
-def read_run(folder: pathlib.Path, label: str) -> Run:
+def read_run(folder: paths.Path, label: str) -> Run:
     """Reads a workdir.
 
     Args:
@@ -170,21 +171,39 @@ def read_run(folder: pathlib.Path, label: str) -> Run:
     Raises:
         ValueError: If it is none; one line.
     """
+    if not paths.is_remote(folder):
+        return _read_run(pathlib.Path(folder), label)
+    if not (folder / 'config.json').is_file():
+        raise ValueError(f'{folder} is no workdir: it has no config.json')
+    with paths.local_files(folder, lambda name: name.endswith(ENDINGS)) as here:
+        return dataclasses.replace(_read_run(here, label), folder=folder)
+
+
+def _read_run(folder: pathlib.Path, label: str) -> Run:
     config = _settings(folder)
     heads, several = tuple(config['data.heads']), config['training.loss'] == 'sigmoid'
     notes: list[str] = []
 
     def attempt(name: str, read: Callable[[pathlib.Path], Any], missing: Any) -> Any:
         path = folder / name
-        if not path.is_file():
+        if len(name) > 200 or not path.is_file():
             return missing
         try:
             return read(path)
-        except (ValueError, KeyError, TypeError, IndexError, OSError, csv.Error) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError, csv.Error) as error:
             notes.append(f'{name} cannot be read: {" ".join(str(error).split())[:200]}')
             return missing
 
-    results = attempt('eval.json', _json, {})
+    def fitted(name: str, form: forms.Form, missing: Any) -> Any:
+        left: list[str] = []
+        found = attempt(name, lambda path: forms.fitting(json_files.read_object(path), form, left), missing)
+        if left:
+            notes.append(
+                f'{name}: {len(left)} values are no such values, and are left out, as {left[0][:80]}'
+            )
+        return found
+
+    results = fitted('eval.json', forms.EVALUATION, {})
     confusions: dict[str, dict[str, Confusion]] = {}
     scores = {}
     for split in results:
@@ -207,8 +226,8 @@ def read_run(folder: pathlib.Path, label: str) -> Run:
         confusions=confusions,
         scores=scores,
         bad=list(bad),
-        conversion=attempt('conversion.json', _json, None),
-        facts=attempt('run.json', _json, None),
+        conversion=fitted('conversion.json', forms.CONVERSION, None),
+        facts=fitted('run.json', forms.FACTS, None),
         notes=tuple(notes),
     )
 
@@ -220,18 +239,15 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
         there = 'it has no config.json' if folder.is_dir() else 'there is no such folder'
         there = 'it is a file' if folder.is_file() else there
         raise ValueError(f'{folder} is no workdir: {there}{nearest.hint(folder)}')
-    try:
-        found = config_module.flatten(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'{path}: is no config in JSON ({error})') from error
-    return config_module.flatten(config_module.default_config()) | found
-
-
-def _json(path: pathlib.Path) -> Any:
-    value = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(value, dict):
-        raise ValueError('it holds no object')
-    return value
+    found = config_module.flatten(json_files.read_object(path))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    known = config_module.flatten(config_module.default_config())
+    for key in known.keys() & values.keys():
+        try:
+            config_module.check_value(key, values[key], known[key])
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+    return known | values
 
 
 def _scalars(path: pathlib.Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -241,8 +257,11 @@ def _scalars(path: pathlib.Path, notes: list[str]) -> dict[str, list[dict[str, A
     broken = 0
     for line in lines:
         try:
-            row = json.loads(line)
-            rows.setdefault(row['split'], []).append(row | {'step': int(row['step'])})
+            left: list[str] = []
+            row = forms.fitting(json_files.loads(line), forms.SCALARS, left)
+            row['step']
+            rows.setdefault(row['split'], []).append(row)
+            broken += bool(left)
         except (ValueError, KeyError, TypeError):
             broken += 1
     if broken:
@@ -255,25 +274,37 @@ def _examples(path: pathlib.Path, heads: int, several: bool, notes: list[str]) -
     unclear = 0
     with path.open(newline='', encoding='utf-8', errors='replace') as file:
         for row in csv.DictReader(file):
-            parts = [_parts(row[column], heads) for column in ('label', 'top_5', 'scores')]
-            decisions = [
-                Decision(
-                    tuple(filter(None, label.split('|'))) if several else (label,),
-                    tuple(classes.split('|')),
-                    tuple(float(score) for score in scores.split('|')),
-                )
-                for label, classes, scores in zip(*parts, strict=False)
-            ]
-            if len(decisions) != heads or any(
-                len(each.classes) != len(each.probabilities) for each in decisions
-            ):
+            try:
+                example = _example(row, heads, several)
+            except (ValueError, KeyError, TypeError, AttributeError):
                 unclear += 1
                 continue
-            example = Example(int(row['index']), row['name'], tuple(decisions))
             examples.setdefault(row['split'], []).append(example)
     if unclear:
         notes.append(f"predictions.csv: {unclear} rows cannot be told apart (class names with '|' or ' + ')")
     return examples
+
+
+def _example(row: dict[str, str], heads: int, several: bool) -> Example:
+    """Reads a row of `predictions.csv`; a ValueError where it cannot be told apart or has no probabilities."""
+    parts = [_parts(row[column], heads) for column in ('label', 'top_5', 'scores')]
+    decisions = [
+        Decision(
+            tuple(filter(None, label.split('|'))) if several else (label,),
+            tuple(classes.split('|')),
+            tuple(float(score) for score in scores.split('|')),
+        )
+        for label, classes, scores in zip(*parts, strict=True)
+    ]
+    index, name = int(row['index']), row['name']
+    if len(decisions) != heads or not 0 <= index < forms.LARGEST or not isinstance(name, str):
+        raise ValueError('another number of heads')
+    for decision in decisions:
+        if len(decision.classes) != len(decision.probabilities):
+            raise ValueError('another number of classes')
+        if not all(0 <= probability <= 1 + 1e-6 for probability in decision.probabilities):  # nor NaN
+            raise ValueError('no probabilities')
+    return Example(index, name, tuple(decisions))
 
 
 def _parts(cell: str, heads: int) -> list[str]:
@@ -286,13 +317,20 @@ def _confusion(path: pathlib.Path) -> Confusion:
     counts = np.array([row[1:] for row in rows], dtype=np.int64)
     if counts.shape != (len(names), len(names)):
         raise ValueError(f'{len(names)} classes do not go with counts of shape {counts.shape}')
+    if counts.min(initial=0) < 0 or counts.max(initial=0) > forms.LARGEST / max(counts.size, 1):
+        raise ValueError('it holds what are no counts of examples')
     return Confusion(tuple(names), counts)
 
 
 def _scores(path: pathlib.Path, several: bool) -> Scores:
     kind = 'sigmoid' if several else 'softmax'
-    with np.load(path) as arrays:
-        return probabilities(arrays['scores'], kind), arrays['targets'] > 0.5
+    with archives.Npz(path) as arrays:
+        scores, targets = arrays['scores'], arrays['targets']
+    if any(array.dtype.kind not in 'fiu' for array in (scores, targets)) or not np.isfinite(scores).all():
+        raise ValueError('it holds what are no scores')
+    if scores.ndim != 2 or scores.shape != targets.shape or not scores.size:
+        raise ValueError(f'scores {scores.shape} and targets {targets.shape} do not go together')
+    return probabilities(scores, kind), targets > 0.5
 
 
 def _bad(path: pathlib.Path) -> list[tuple[str, ...]]:

@@ -38,6 +38,7 @@ def _charts(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
         *((name, _capital(wording.metric(name, heads)), 'linear') for name in accuracies),
         ('learning_rate', 'Learning rate', 'linear'),
         ('grad_norm', 'Gradient norm, before clipping', 'logarithmic'),
+        ('update_ratio', 'Update over parameters, norms', 'logarithmic'),
         ('clips_per_second', 'Throughput, clips a second', 'from_zero'),
         ('data_wait', 'Share of the time spent waiting for data', 'from_zero'),
     ]

@@ -30,6 +30,7 @@ NAMES = {
     'loss': 'loss',
     'clips_per_second': 'clips a second',
     'grad_norm': 'gradient norm',
+    'update_ratio': 'update over parameters',
     'learning_rate': 'learning rate',
     'data_wait': 'waiting for data',
 }
