@@ -1,5 +1,6 @@
 """Checksums of a folder: every change is found and named, and nothing else is."""
 
+import errno
 import hashlib
 import json
 
@@ -48,6 +49,32 @@ def test_what_is_wrong_is_named(folder):
     ]
     assert checksums.damage(folder, ['meta']) == []
     assert checksums.damage(folder, ['meta', 'a']) == ['a: is missing']
+
+
+@pytest.mark.parametrize('failures', [1, 3])
+def test_a_disk_is_asked_again(folder, monkeypatch, failures):
+    real, told = checksums._sum, []
+
+    def fails(path):
+        if path.name == 'x' and len(told) < failures:
+            told.append(path)
+            raise OSError(errno.EIO, 'Input/output error')
+        return real(path)
+
+    monkeypatch.setattr(checksums, '_sum', fails)
+    monkeypatch.setattr(checksums, 'PAUSE', 0.0)
+    lost = ['params/d/x: cannot be read (Input/output error)']
+    assert checksums.damage(folder) == ([] if failures < 3 else lost)
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ETIMEDOUT])
+def test_what_is_out_of_reach_is_not_damaged(folder, monkeypatch, number):
+    def fails(path):
+        raise OSError(number, 'out of reach')
+
+    monkeypatch.setattr(checksums, '_sum', fails)
+    with pytest.raises(OSError, match='out of reach'):
+        checksums.damage(folder)
 
 
 def test_a_folder_in_place_of_a_file(folder):

@@ -1,7 +1,9 @@
 """The command line: what it accepts, and the one line it answers a mistake with."""
 
+import errno
 import json
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -272,3 +274,51 @@ def test_an_interrupted_evaluation_ends_in_one_line(monkeypatch, capsys, tmp_pat
     monkeypatch.setattr(evaluate, 'evaluate', interrupt)
     assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}', '--mode=eval']) == 130
     assert capsys.readouterr().err.startswith('stopped by SIGINT')
+
+
+@pytest.mark.parametrize(
+    ('error', 'code'),
+    [
+        (OSError(errno.ESTALE, 'Stale file handle', 'runs/x'), 75),
+        (OSError(errno.EIO, 'Input/output error', 'runs/x'), 75),
+        (ConnectionRefusedError(errno.ECONNREFUSED, 'Connection refused'), 75),
+        (FileNotFoundError(errno.ENOENT, 'No such file or directory', 'runs/x'), 2),
+        (PermissionError(errno.EACCES, 'Permission denied', 'runs/x'), 2),
+        (OSError('a bucket that is not there'), 2),
+    ],
+)
+def test_what_gives_way_outside_is_no_mistake(monkeypatch, capsys, tmp_path, error, code):
+    from vivit_jax import train
+
+    def fail(config, workdir):
+        raise error
+
+    monkeypatch.setattr(train, 'train', fail)
+    assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}']) == code
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1
+    assert ('the same command goes on when that is mended' in line) == (code == 75)
+
+
+def test_a_terminate_signal_ends_an_evaluation_in_one_line(monkeypatch, capsys, tmp_path):
+    from vivit_jax import evaluate
+
+    def told_to_end(config, workdir, afterwards):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(evaluate, 'evaluate', told_to_end)
+    assert command.main([f'--config={DIGITS}', f'--workdir={tmp_path}', '--mode=eval']) == 143
+    assert capsys.readouterr().err.startswith('stopped by SIGTERM')
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_listens(tmp_path):
+    command = [sys.executable, '-m', 'vivit_jax.main', f'--config={DIGITS}', f'--workdir={tmp_path / "run"}']
+    changes = SETTINGS | {'training.steps': '20', 'training.log_every': '1'}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    with subprocess.Popen([*command, *options(changes)], **pipes, cwd=ROOT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read().decode() == ''
+        assert process.wait(300) == 0
+    assert (tmp_path / 'run' / 'report.html').is_file()

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import time
 
 import jax
 import numpy as np
@@ -336,6 +337,29 @@ def test_a_run_goes_back_and_passes_over_what_led_there(
     )
     assert line in told
     assert told.count('going back') == (1 if not disturbances else told.count(line))
+
+
+def test_a_run_goes_back_further_where_that_checkpoint_is_damaged(fine, poison, tmp_path, at_step, capsys):
+    poison(11)
+
+    def damage():
+        folder, deadline = tmp_path / 'checkpoints' / '10', time.monotonic() + 60
+        while not folder.is_dir():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        files = [path for path in (folder / 'params').rglob('*') if path.is_file()]
+        largest = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+
+    at_step(12, damage)
+    with pytest.warns(
+        UserWarning, match=r'10 is damaged \(params/.*: its content has changed\): it is now 10\.da'
+    ):
+        train.train(tiny('rewind'), tmp_path)
+    assert 'going back to step 5; the batches of steps 11 to 12 are passed over' in capsys.readouterr().out
+    same(saved(tmp_path), saved(fine['around']))
 
 
 def test_a_run_goes_back_ten_times_at_most(poison, tmp_path, capsys):

@@ -36,6 +36,17 @@ def test_resuming_cuts_back_what_is_past_the_checkpoint(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    'line',
+    [b'\xff\xfe', b'null', b'[1]', b'{"step": "x"}', b'{"step": null}', b'{"step": 1e999}', b'[' * 9999],
+)
+def test_what_is_no_row_is_left_out(tmp_path, line):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(b'{"step": 5}\n' + line + b'\n{"step": 7}\n')
+    writers.cut_back(path, 6)
+    assert path.read_bytes() == b'{"step": 5}\n'
+
+
 def test_tensorflow_reads_the_events(tmp_path):
     tensorflow = pytest.importorskip('tensorflow', reason='compares with TensorFlow, which is not installed')
     with writers.MetricWriter(tmp_path) as writer:

@@ -62,8 +62,8 @@ SETTINGS = {
 CLASSES, VIDEOS = ('left', 'right'), 12  # good ones of each
 # Growth per 1000 steps that is allowed: logs and curves take disk, and allocators some memory until they settle.
 ALLOWED = {
-    'memory': 16.0,
-    'main_memory': 8.0,
+    'memory': 8.0,
+    'main_memory': 4.0,
     'files': 0.5,
     'threads': 0.5,
     'children': 0.25,

@@ -137,6 +137,20 @@ class Checkpoints:
             raise ValueError(steps.all_damaged(self.folder, wrong))
         return None if step == -1 else step
 
+    def is_whole(self, step: int) -> bool:
+        """Compares a step with its checksums to the last byte; one that is damaged is put aside, as a warning says.
+
+        For the first process of the run that goes on in the folder; then all `look_again`.
+        """
+        folder = self.folder / str(step)
+        if text := steps.damage(folder):
+            self._put_aside({folder: text}, step)
+        return not text
+
+    def look_again(self) -> None:
+        """Forgets which steps there are: some may have been put aside."""
+        self._close()
+
     def _put_aside(self, wrong: dict[paths.Path, str], step: int) -> None:
         for folder, text in wrong.items():
             aside = folder.with_name(folder.name + DAMAGED)
@@ -300,7 +314,7 @@ class Checkpoints:
         if metrics is None:
             return float('-inf')
         if self._best_metric not in metrics:
-            raise ValueError(no_such_metric(self._best_metric, metrics))
+            raise ValueError(steps.no_such_metric(self._best_metric, metrics))
         value = metrics[self._best_metric]
         return -value if self._best_metric.endswith(('loss', 'error')) else value
 
@@ -342,7 +356,7 @@ class Checkpoints:
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 return dict(reader.restore(folder, args=ocp.args.Composite(**args)))
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError) as error:
             others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
             raise ValueError(
                 f'the checkpoint {folder} is damaged ({" ".join(str(error).split())[:120]}): delete '
@@ -365,14 +379,6 @@ def _agreed(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def no_such_metric(name: str, metrics: Iterable[str]) -> str:
-    """Says that the best checkpoint cannot be told by a metric that there is none of."""
-    return (
-        f'checkpoint.best_metric={name!r} is no validation metric: choose one of '
-        f"{', '.join(metrics)}, or '' for the latest"
-    )
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -7,8 +7,10 @@
 What a name starting with a dot hides (a network's file system, an editor) is no part of the folder.
 """
 
+import errno
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +19,7 @@ from vivit_jax import paths
 
 NAME = 'checksums.json'
 CHUNK = 2**20  # bytes that are read at a time
+ATTEMPTS, PAUSE = 3, 1.0  # seconds between them, where a disk says that it cannot read
 THREADS = 8  # hashing lets other threads run
 
 
@@ -60,6 +63,9 @@ def damage(folder: paths.Path, items: Iterable[str] = ()) -> list[str]:
 
     Returns:
         What is wrong, a line for each file; [] if nothing is.
+
+    Raises:
+        OSError: If that cannot be told now, as the files cannot be reached.
     """
     wanted = tuple(items)
 
@@ -70,8 +76,8 @@ def damage(folder: paths.Path, items: Iterable[str] = ()) -> list[str]:
         known, root = _read(folder)
     except Damaged as error:
         return [str(error)]
-    except OSError as error:
-        return [f'{NAME}: {_reason(error)}']
+    except FileNotFoundError:
+        return [f'{NAME}: is missing']
     expected = {name: tuple(entry) for name, entry in known.items() if looked_at(name)}
     found = {name for name in files(folder) if looked_at(name)}
     wrong = {name: 'is missing' for name in expected.keys() - found}
@@ -111,16 +117,22 @@ def _sum(path: paths.Path) -> tuple[int, str]:
 
 def _differs(path: paths.Path, size: int, digest: str) -> str:
     """Says how a file differs from what it was; '' if it does not."""
-    try:
-        if (now := paths.size(path)) != size:
-            return f'{now:,} bytes, should be {size:,}'
-        return '' if _sum(path)[1] == digest else 'its content has changed'
-    except OSError as error:
-        return _reason(error)
-
-
-def _reason(error: OSError) -> str:
-    return f'cannot be read ({error.strerror or error})'
+    for attempt in range(ATTEMPTS):
+        try:
+            if (now := paths.size(path)) != size:
+                return f'{now:,} bytes, should be {size:,}'
+            return '' if _sum(path)[1] == digest else 'its content has changed'
+        except FileNotFoundError:
+            break
+        except OSError as error:
+            # A disk that lost a sector says so each time. Anything else (a server that does not answer, too many open
+            # files) is no fault of the file.
+            if error.errno != errno.EIO:
+                raise
+            if attempt + 1 == ATTEMPTS:
+                return f'cannot be read ({error.strerror})'
+            time.sleep(PAUSE)
+    return 'is missing'
 
 
 def _read(folder: paths.Path) -> tuple[dict[str, list[Any]], bool]:

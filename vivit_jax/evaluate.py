@@ -27,9 +27,10 @@ from vivit_jax import (
     paths,
     results,
     sharding,
+    steps,
 )
 from vivit_jax.bad_videos import BadVideos
-from vivit_jax.checkpoint import Checkpoints, item_to_use, no_such_metric
+from vivit_jax.checkpoint import Checkpoints, item_to_use
 from vivit_jax.data import pipeline
 from vivit_jax.data.bad_files import BadFiles
 from vivit_jax.data.examine import Examination, read_known
@@ -233,7 +234,7 @@ def check_best_metric(config: ConfigDict, sizes: tuple[int, ...]) -> None:
         labels = labels[:, 0]
     known = ['loss', *summary_metrics(config, sizes, np.zeros((len(labels), sum(sizes)), np.float32), labels)]
     if name and name not in known:
-        raise ValueError(no_such_metric(name, known))
+        raise ValueError(steps.no_such_metric(name, known))
 
 
 def evaluate_tests(
@@ -303,7 +304,7 @@ def evaluate_tests(
             if main_process:
                 results.write_scores(folder / written[-1], outcome, sizes)
     if main_process:
-        (folder / 'eval.json').write_text(json.dumps(report, indent=2) + '\n')
+        paths.replace_text(folder / 'eval.json', json.dumps(report, indent=2) + '\n')
         results.write_csv(folder / 'predictions.csv', results.PREDICTION_COLUMNS, rows)
     terminal.table(summary)
     terminal.say(f'written to {folder}: {", ".join(written)}')

@@ -20,7 +20,8 @@ exit codes:
   1         the loss became NaN or infinite, or memory ran out
   2         a mistake in the command, the configuration or the data: one line on stderr says which
   75        something outside gave way, as another process or the disk: the same command goes on when that is mended
-  130, 143  stopped by Ctrl-C or a terminate signal, after saving: the same command goes on
+  130, 143  stopped by Ctrl-C or a terminate signal, while training after saving: the same command goes on
+  129       the same, as the terminal was closed
 
 Compiled programs are kept in the user's cache folder, for a quicker next start; VIVIT_JAX_COMPILE_CACHE=0 keeps none,
 JAX_COMPILATION_CACHE_DIR=FOLDER keeps them there. VIVIT_JAX_TRACEBACK=1 shows where an error arose. Several processes
@@ -32,6 +33,7 @@ import errno
 import importlib.metadata
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -44,13 +46,22 @@ import vivit_jax
 from vivit_jax import command_line, distributed, meeting, xla_preset
 from vivit_jax import config as config_module
 from vivit_jax.help_text import laid_out
-from vivit_jax.signals import lasting_interrupts
+from vivit_jax.signals import Interrupted, interruptible
 from vivit_jax.telling.printable import printable, warning_line
 from vivit_jax.watchdog import GAVE_WAY
 
 MODES = ('train', 'eval', 'dry_run')
 # Settings that may differ from one process of a run to another: where its data is, and how it reads them.
 OF_A_MACHINE = ('data.root', 'data.csv', 'data.threads', 'data.workers', 'data.prefetch', 'data.cache')
+# No mistakes: the disk is full, broken or far away, the network is gone, too much is open. (No system has them all.)
+OUTSIDE = [
+    getattr(errno, name, None)
+    for names in (
+        'ENOSPC EDQUOT EIO EROFS ENODEV ESTALE EREMOTEIO EMFILE ENFILE ENOMEM EAGAIN',
+        'ETIMEDOUT ECONNREFUSED ECONNRESET ECONNABORTED ENOTCONN EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN',
+    )
+    for name in names.split()
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,17 +96,19 @@ def _outcome(parsed: argparse.Namespace, overrides: dict[str, str]) -> tuple[int
             xla_preset.make_deterministic()
         if parsed.distributed:
             distributed.join(parsed.distributed, _common(parsed, config, workdir))
-        with lasting_interrupts():
+        with interruptible():
             return _run(parsed.mode, config, workdir)
-    except KeyboardInterrupt:
-        return 130, 'stopped by SIGINT; a run goes on from its last checkpoint by the same command'
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        name = signal.Signals(signum).name
+        return 128 + signum, f'stopped by {name}; a run goes on from its last checkpoint by the same command'
     except meeting.Absent as error:
         return GAVE_WAY, f'{error}; the same command, started on all, goes on'
     except (ValueError, OSError, ImportError) as error:
         if traced or '\n' in str(error):
             raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return GAVE_WAY, f'{error}; the same command goes on once there is room'
+        if isinstance(error, OSError) and error.errno and error.errno in OUTSIDE:
+            return GAVE_WAY, f'{error}; the same command goes on when that is mended'
         return 2, str(error)
 
 
@@ -219,7 +232,7 @@ def _leave(code: int) -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == 130 or distributed.several():
+    if code > 128 or distributed.several():
         os._exit(code)
     sys.exit(code)
 

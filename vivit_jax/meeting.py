@@ -1,7 +1,8 @@
 """How the processes of a run meet: process 0 listens, the others report to it, and who is missing is named.
 
 They speak in lines of JSON over connections that stay open for as long as the run goes on (`watchdog`). Nothing of
-what arrives is executed, and a line has an end, so that a stranger who connects can do no more than be sent away.
+what arrives is executed, and a line has an end: who does not speak so is sent away. A process that does, but was
+started with other settings or numbers, ends all of them with a line that says so.
 """
 
 import contextlib

@@ -183,11 +183,14 @@ class Run:
             step
             for step in reversed(checkpoints.steps())
             if step <= to
+            and checkpoints.is_whole(step)
             and leads_on(
                 step, remembered('rewind', step, checkpoints.meta(step).get('guard')), self.guard.detours
             )
         )
-        return int(sharding.gather_rows(np.array([[next(there, 0)]], np.uint32))[0, 0])
+        found = next(there, 0) if jax.process_index() == 0 else 0
+        checkpoints.look_again()
+        return int(sharding.gather_rows(np.array([[found]], np.uint32))[0, 0])
 
     def _ended_by(self, numbers: str) -> NonFiniteLoss:
         """Returns the error that tells of the last good checkpoint, and what to try."""

@@ -133,3 +133,11 @@ def read_meta(folder: paths.Path) -> dict[str, Any]:
         return json_files.read_object(folder / 'meta' / 'metadata')
     except (OSError, ValueError) as error:
         raise ValueError(f'{folder}: the checkpoint is damaged ({error})') from error
+
+
+def no_such_metric(name: str, metrics: Iterable[str]) -> str:
+    """Says that the best checkpoint cannot be told by a metric that there is none of."""
+    return (
+        f'checkpoint.best_metric={name!r} is no validation metric: choose one of '
+        f"{', '.join(metrics)}, or '' for the latest"
+    )

@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, dict
             del weights  # as large as the model
             first = int(state.step)
             if jax.process_index() == 0:
-                (folder / 'config.json').write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+                paths.replace_text(folder / 'config.json', json.dumps(config.to_dict(), indent=2) + '\n')
             run.announce(first, sources)
             with run.facts(first) as facts:
                 with caught_signals() as caught:

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import datetime
 import math
+import os
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +55,8 @@ class Terminal:
         self._console = rich.console.Console(
             highlight=False, soft_wrap=True, quiet=jax.process_index() != 0, emoji=False
         )
+        # Whoever listened is gone (a pipe into `head`, a connection): that is no reason to end.
+        self._console.on_broken_pipe = self._fall_silent  # type: ignore[method-assign]
         self._phases: dict[str, _Phase] = {}
         self._numbers = ''
         self._live = rich.live.Live(
@@ -70,6 +74,12 @@ class Terminal:
     def __exit__(self, *exception: object) -> None:
         self._phases.clear()
         self._live.stop()
+
+    def _fall_silent(self) -> None:
+        self._console.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
     def say(
         self, text: str = '', style: str | None = None, *, indent: int = 2, is_command: bool = False

@@ -80,10 +80,10 @@ def cut_back(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding='utf-8').splitlines():
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
-            within = json.loads(line)['step'] <= step
-        except (json.JSONDecodeError, KeyError):
+            within = int(json.loads(line)['step']) <= step
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
             within = False
         if within:
             kept.append(line + '\n')
