@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ TINY = SETTINGS | {
     'training.log_every': '1',
     'training.mixup_alpha': '0.2',
     'evaluation.every_steps': '4',
+    'checkpoint.every_steps': '4',
 }
 
 
@@ -140,6 +142,18 @@ def test_two_processes_equal_one(both):
     alone, two, _ = both
     assert curve(two) == pytest.approx(curve(alone), abs=1e-5)
     assert len(curve(two)) == len((two / 'metrics.jsonl').read_text().splitlines()) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_run_goes_on_with_another_number_of_processes(both, tmp_path, processes):
+    shutil.copytree(both[processes % 2], tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '8')
+    codes, outputs = run(TINY, tmp_path / 'run', processes)
+    assert codes == [0] * processes, outputs
+    assert 'going on from step 4' in outputs[0]
+    assert curve(tmp_path / 'run') == pytest.approx(curve(both[0]), abs=1e-5)
 
 
 @pytest.mark.slow
