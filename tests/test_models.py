@@ -697,7 +697,7 @@ def assert_tells(error, words):
             ['model.tubelet=(2, 4, 4)', 'uniform_frame_sampling', '(1, 4, 4)'],
         ),
         ({'sampled_frames': 4}, ['model.sampled_frames=4', "model.embedding='uniform_frame_sampling'"]),
-        ({'tubelet': (2, 4)}, ['model.tubelet=(2, 4)', 'three sizes (t, h, w)']),
+        ({'tubelet': (2, 4)}, ['model.tubelet=(2, 4)', 'must be 3 values, as (2, 16, 16)']),
         ({'tubelet': (0, 4, 4)}, ['model.tubelet=(0, 4, 4)', 'at least 1']),
         *(
             ({field: 0}, [f'model.{field}=0', 'at least 1'])

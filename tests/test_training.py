@@ -339,7 +339,7 @@ def test_other_data_is_refused(uninterrupted, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    config = tiny(optimizer__learning_rate=1e38, optimizer__max_grad_norm=0, optimizer__name='momentum')
+    config = tiny(optimizer__learning_rate=9e17, optimizer__max_grad_norm=0, optimizer__name='momentum')
     with pytest.raises(train.NonFiniteLoss, match=r'at step \d+; last good checkpoint: none') as error:
         train.train(config, tmp_path)
     assert 'lower optimizer.learning_rate' in str(error.value)

@@ -59,6 +59,8 @@ def fitting(value: Any, form: Form, left: list[str], place: str = '') -> Any:
         return None
     if isinstance(form, tuple):
         form = form[isinstance(value, dict)]
+    if form == {} and isinstance(value, dict):  # an object of another version, of which nothing is shown
+        return None
     if isinstance(form, dict) and isinstance(value, dict):
         found = {
             key: fitting(inner, form.get(key, form.get(EACH, '')), left, f'{place}.{key}' if place else key)
