@@ -41,7 +41,7 @@ PAGES = [
 PROGRAMS = (
     *('python', 'python3', 'pip', 'pytest', 'tensorboard', 'nvidia-smi'),
     *('cd', 'mkdir', 'source', 'git', 'curl', 'gunzip', 'ssh'),
-    *('gcloud', 'srun', 'sbatch', 'kubectl', 'docker', 'while'),
+    *('gcloud', 'srun', 'sbatch', 'kubectl', 'docker', 'until'),
 )
 ASSIGNMENT = re.compile(r'[A-Z_]+=')
 COMMAND = re.compile(rf'(?:{ASSIGNMENT.pattern}\S+\s+)*(?:{"|".join(PROGRAMS)})\s|\.ci/run')
