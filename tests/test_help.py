@@ -78,7 +78,13 @@ def test_help_goes_on_wide_terminals(command, help_of):
 
 def test_all_exit_codes_of_a_run_are_in_one_place(help_of):
     text = help_of('python -m vivit_jax.main').partition('exit codes:\n')[2].partition('\n\n')[0]
-    assert re.findall(r'^  (\d[\d, ]*\d|\d)  +\S', text, re.MULTILINE) == ['0', '1', '2', '75', '129, 130, 143']
+    assert re.findall(r'^  (\d[\d, ]*\d|\d)  +\S', text, re.MULTILINE) == [
+        '0',
+        '1',
+        '2',
+        '75',
+        '129, 130, 143',
+    ]
 
 
 @pytest.mark.parametrize('module', ['vivit_jax.main', 'vivit_jax.predict'])

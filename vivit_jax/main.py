@@ -20,8 +20,8 @@ exit codes:
   1         the loss became NaN or infinite, or memory ran out
   2         a mistake in the command, the configuration or the data: one line on stderr says which
   75        something outside gave way, as another process or the disk: the same command goes on when that is mended
-  129, 130, 143  stopped as the terminal was closed, by Ctrl-C, by a terminate signal, while training after saving: the
-            same command goes on
+  129, 130, 143  stopped: the terminal was closed, Ctrl-C, a terminate signal; while training after saving: the same
+            command goes on
 
 Compiled programs are kept in the user's cache folder, for a quicker next start; VIVIT_JAX_COMPILE_CACHE=0 keeps none,
 JAX_COMPILATION_CACHE_DIR=FOLDER keeps them there. VIVIT_JAX_TRACEBACK=1 shows where an error arose. Several processes
