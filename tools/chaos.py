@@ -25,14 +25,13 @@ import random
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ordeals import comparing
 from ordeals.killing import NEEDS_STEPS, Kill, Killing
-from ordeals.started import PHASES, RunFailed
+from ordeals.started import PHASES, RunFailed, new_folder
 
 from vivit_jax import command_line
 from vivit_jax import config as config_module
@@ -81,10 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output = pathlib.Path(parsed.output) if parsed.output else None
         if output and not output.parent.is_dir():
             raise ValueError(f'--output={output}: {output.parent} is not a folder')
-        folder = pathlib.Path(parsed.folder or tempfile.mkdtemp(prefix='chaos-'))
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ValueError(f'--folder={folder} is not empty')
+        folder = new_folder(parsed.folder, 'chaos-')
     except (ValueError, OSError) as error:
         print(printable(f'error: {error}'), file=sys.stderr)
         return 2

@@ -25,7 +25,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,7 +33,7 @@ import av
 import numpy as np
 from ordeals import sampling, started
 from ordeals.sampling import Growth, Sample
-from ordeals.started import RunFailed, Started
+from ordeals.started import RunFailed, Started, new_folder
 
 from vivit_jax import command_line
 from vivit_jax import config as config_module
@@ -94,10 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = pathlib.Path(getattr(parsed, name) or '.')
             if not path.parent.is_dir():
                 raise ValueError(f'--{name}={path}: {path.parent} is not a folder')
-        folder = pathlib.Path(parsed.folder or tempfile.mkdtemp(prefix='soak-'))
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ValueError(f'--folder={folder} is not empty')
+        folder = new_folder(parsed.folder, 'soak-')
         settings = SETTINGS | {'data.root': str(folder / 'videos'), 'data.workers': str(parsed.workers)}
         settings |= {'data.cache': str(folder / 'cache')} | overrides
         config_module.load(str(CONFIG), settings)

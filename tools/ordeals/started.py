@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
@@ -171,3 +172,16 @@ def of_session(session: int, *, zombies: bool = False) -> list[int]:
         if int(fields[3]) == session and (zombies or fields[0] not in 'ZX'):
             found.append(int(path.parent.name))
     return found
+
+
+def new_folder(told: str | None, prefix: str) -> pathlib.Path:
+    """Returns the empty folder that was told, made if need be, or a temporary one.
+
+    Raises:
+        ValueError: If it is not empty.
+    """
+    folder = pathlib.Path(told or tempfile.mkdtemp(prefix=prefix))
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f'--folder={folder} is not empty')
+    return folder
