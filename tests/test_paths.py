@@ -1,9 +1,11 @@
 """Paths of this machine and of object stores: the same operations, and one line where that cannot be."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -127,6 +129,32 @@ def test_reading_and_writing(folder):
     assert [path.name for path in folder.iterdir()] == ['c.txt']
     with pytest.raises(FileNotFoundError):
         file.read_bytes()
+
+
+def test_a_folder_is_removed_though_a_thread_still_writes_into_it(tmp_path, monkeypatch):
+    folder, real, tries = tmp_path / 'busy', shutil.rmtree, []
+    folder.mkdir()
+
+    def rmtree(path):
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError(errno.ENOTEMPTY, 'Directory not empty', str(path))
+        real(path)
+
+    monkeypatch.setattr(shutil, 'rmtree', rmtree)
+    paths.rmtree(folder)
+    assert len(tries) == 3
+    assert not folder.exists()
+    paths.rmtree(folder)  # gone already
+
+
+def test_a_folder_that_stays_is_an_error(tmp_path, monkeypatch):
+    def rmtree(path):
+        raise OSError(errno.ENOTEMPTY, 'Directory not empty', str(path))
+
+    monkeypatch.setattr(shutil, 'rmtree', rmtree)
+    with pytest.raises(OSError, match='not empty'):
+        paths.rmtree(tmp_path, patience=0.2)
 
 
 @pytest.mark.parametrize('kind', KINDS)

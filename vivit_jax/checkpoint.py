@@ -287,9 +287,10 @@ class Checkpoints:
             self._barrier.fail()
             self._close()
         if jax.process_index() == 0 and self.folder.is_dir():
-            self._remove_unfinished()
-            if not any(self.folder.iterdir()):
-                paths.rmtree(self.folder)
+            with contextlib.suppress(OSError):  # what stays is removed when the run goes on
+                self._remove_unfinished()
+                if not any(self.folder.iterdir()):
+                    paths.rmtree(self.folder)
         latest, free = self.latest_step(), disk.free(self.folder)
         room = '' if free is None else f', {disk.mebibytes(self._size)} with {disk.mebibytes(free)} free,'
         good = 'there is no other' if latest is None else f'the last good one is step {latest}'

@@ -12,6 +12,7 @@ before its `mkdir`. A file of it is there once it is closed, and cannot grow (`m
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -19,6 +20,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -140,12 +142,25 @@ def unlink(path: Path) -> None:
         pathlib.Path(path).unlink(missing_ok=True)
 
 
-def rmtree(path: Path) -> None:
-    """Removes a folder with what is in it."""
+def rmtree(path: Path, patience: float = 5) -> None:
+    """Removes a folder with what is in it; of this machine also where threads write into it for some seconds yet.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
     if is_remote(path):
         path.rmtree()  # type: ignore[union-attr]
-    else:
-        shutil.rmtree(path)
+        return
+    until = time.monotonic() + patience
+    while True:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # a file came, or went, after the folder was listed
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > until:
+                raise
+        if not os.path.lexists(path):
+            return
+        time.sleep(0.05)
 
 
 def entries(folder: Path) -> list[tuple[str, bool]]:
