@@ -13,6 +13,10 @@ from vivit_jax.data import transforms
 from vivit_jax.data.files import decoding
 
 TOOL = pathlib.Path(__file__).parent.parent / 'tools' / 'benchmark_data.py'
+sys.path.append(str(TOOL.parent))  # where programs of tools/ find what they share
+
+from benchmarking import readers  # noqa: E402
+
 B_FRAMES = {'x264-params': 'keyint=20:bframes=3:b-adapt=0:scenecut=0'}
 SMALL = {'data.frames': '4', 'data.short_side': '40', 'data.crop': '(32, 36)'}
 
@@ -42,13 +46,13 @@ def test_the_plain_loop_ends_with_the_pixels_of_the_transforms(tool, config, fol
     found = decoding.probe(path)
     indices = np.array([22, 24, 26, 28])
     frames = decoding.read_frames(path, found, indices)
-    np.testing.assert_array_equal(tool._plain_loop(path, found, indices), frames)
-    np.testing.assert_array_equal(tool._from_start(path, found, indices), frames)
+    np.testing.assert_array_equal(readers.plain_loop(path, found, indices), frames)
+    np.testing.assert_array_equal(readers.from_start(path, found, indices), frames)
     mirrored = 0
     for seed in range(20):
-        expected = transforms.apply(tool._geometry(config), frames, np.random.default_rng(seed))
+        expected = transforms.apply(readers.geometry(config), frames, np.random.default_rng(seed))
         np.testing.assert_array_equal(
-            tool._plain_pixels(frames, config, np.random.default_rng(seed)), expected
+            readers.plain_pixels(frames, config, np.random.default_rng(seed)), expected
         )
         mirrored += np.random.default_rng(seed).random() < 0.5
     assert 0 < mirrored < 20
@@ -67,7 +71,7 @@ def test_what_is_no_video_is_said_and_left_out(tool, folder, capsys):
 def test_readers_take_turns(tool):
     calls = []
     variants = {name: lambda clip, seed, name=name: calls.append((name, clip, seed)) for name in 'abc'}
-    seconds = tool._take_turns(variants, ['x', 'y', 'z'], 1)
+    seconds = readers.take_turns(variants, ['x', 'y', 'z'], 1)
     assert [name for name, _, _ in calls] == list('bcacababc')
     assert [clip for _, clip, _ in calls] == list('xxxyyyzzz')
     assert {name: len(values) for name, values in seconds.items()} == {'a': 1, 'b': 1, 'c': 1}

@@ -25,13 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import vivit_jax
-from vivit_jax import attention_sheet, drawing, evaluate, feeding, results, rollout
+from vivit_jax import attention_sheet, drawing, evaluate, feeding, help_text, results, rollout
 from vivit_jax.attention_sheet import Look
 from vivit_jax.data import clips
 from vivit_jax.data.given import Given
 from vivit_jax.data.joined import One
 from vivit_jax.data.record import Record, UnreadableExample
-from vivit_jax.help_text import laid_out
 from vivit_jax.inference import Prediction, Predictor
 from vivit_jax.models.embed import sample_frames
 from vivit_jax.paths import here
@@ -72,11 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     option = parser.add_argument
     option('clips', nargs='+', metavar='CLIP', help='a file, folder or table, or SPLIT:INDEX')
     option('--checkpoint', required=True, metavar='DIR', help='a run, one of its checkpoints, or weights')

@@ -43,7 +43,7 @@ from benchmarking.jax_contender import planned
 from benchmarking.workload import at_least_one
 from einops import rearrange
 
-from vivit_jax.help_text import laid_out
+from vivit_jax import help_text
 from vivit_jax.models.attention import BACKENDS, FOLDS, choose_backend, dot_product_attention
 from vivit_jax.telling.memory import amount, resident
 
@@ -108,9 +108,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_text.parser(__doc__)
     what = parser.add_argument_group('what is computed')
     what.add_argument('--pattern', choices=PATTERNS, default='all', help='who attends to whom (all)')
     what.add_argument('--tokens', type=_numbers, default=TOKENS, metavar='N,N', help='of a clip')

@@ -14,7 +14,6 @@ examples:
   python tools/benchmark_augment.py --frames=16 --size=112 --batch=32 --rounds=20 --json=augment.json
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -29,9 +28,8 @@ import cv2
 import jax
 import numpy as np
 
-from vivit_jax import augment, evaluate
+from vivit_jax import augment, evaluate, help_text
 from vivit_jax.data import transforms
-from vivit_jax.help_text import laid_out
 
 CHAINS: dict[str, tuple[transforms.OnDevice, ...]] = {
     'flip': (transforms.RandomFlip(probability=1.0),),
@@ -46,9 +44,7 @@ Seconds = tuple[float, float]  # by each of them
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--frames', type=int, default=32, metavar='N', help='of a clip (32)')
     parser.add_argument(
         '--size', type=int, default=224, metavar='N', help='pixels of a frame, either way (224)'

@@ -19,7 +19,6 @@ examples:
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -38,17 +37,15 @@ import av
 import cv2
 import jax
 import numpy as np
+from benchmarking import readers
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, feeding, sharding
+from vivit_jax import command_line, experiment, feeding, help_text, sharding
 from vivit_jax import config as config_module
-from vivit_jax.data import clips, pipeline, transforms
+from vivit_jax.data import pipeline, transforms
 from vivit_jax.data.files import decoding
-from vivit_jax.data.files.time_limit import TimeLimit
-from vivit_jax.data.files.video_container import OPTIONS
 from vivit_jax.data.randaugment import RandAugment
 from vivit_jax.data.record import Found, Record, Source
-from vivit_jax.help_text import laid_out
 
 BASE = pathlib.Path(__file__).parent.parent / 'configs' / 'base.py'
 # Of --videos: without labels, and with batches that fit into small machines.
@@ -56,10 +53,7 @@ OF_VIDEOS = {'data.num_classes': '(1,)', 'training.batch_size': '8'}
 OF_VIDEOS |= {'data.colour_jitter': '0.0', 'data.colour_drop': '0.0'}
 SPEEDS = ('clips_per_cpu_second', 'of_plain', 'lowest', 'highest')
 MEMORY = ('memory', 'estimate', 'worker')
-OURS, PLAIN, DECORD = 'vivit_jax', 'plain PyAV loop', 'decord'
 File = tuple[str, Found]
-Drawn = tuple[str, Found, np.ndarray]  # a file, what was found in it, and the frames of a clip
-Reader = Callable[[str, Found, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +82,7 @@ class Videos:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_text.parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--config', metavar='FILE', help='experiment whose training data is read')
     what.add_argument('--videos', metavar='FOLDER', help='folder of videos, searched at any depth')
@@ -162,8 +154,8 @@ def _measure(config: ConfigDict, source: Source, parsed: argparse.Namespace) -> 
         'clip': f'{data.frames} frames, stride {data.stride}; short side {data.short_side} x '
         f'{tuple(data.scale_jitter)}, crop {tuple(data.crop)}, flip {data.flip:g}',
     }
-    if drawn := _draw(config, source, parsed.clips):
-        report['readers'], report['left_out'] = _compare(config, drawn, parsed.rounds)
+    if drawn := readers.draw(config, source, parsed.clips):
+        report['readers'], report['left_out'] = readers.compare(config, drawn, parsed.rounds)
         report['stages'] = _stages(config, drawn, parsed.rounds)
     report['in_all'] = []
     for settings in itertools.product(parsed.workers, parsed.threads):
@@ -174,184 +166,33 @@ def _measure(config: ConfigDict, source: Source, parsed: argparse.Namespace) -> 
     return report
 
 
-def _draw(config: ConfigDict, source: Source, number: int) -> list[Drawn]:
-    """Draws training clips, as many of each file; none where a source does not read video files."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(source))[:number].tolist()
-    paths = [source.path(index) for index in order] if hasattr(source, 'path') else []
-    outcomes = [(path, decoding.probe(path)) for path in paths if os.path.isfile(path)]
-    files = [(path, found) for path, found in outcomes if not isinstance(found, str)]
-    settings = {'frames': config.data.frames, 'stride': config.data.stride, 'short': config.data.short}
-    chosen = itertools.islice(itertools.cycle(files), number)
-    return [(path, found, clips.random_clip(found.num_frames, rng=rng, **settings)) for path, found in chosen]
-
-
-def _plain_loop(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
-    """Reads a clip as one would at first: by time, as if frames were evenly spaced."""
-    wanted = set(indices.tolist())
-    frames = {}
-    with av.open(path, **OPTIONS) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = av.codec.context.ThreadType.NONE  # or it would be more than one core's
-        stream.thread_count = 1
-        rate = stream.average_rate
-        container.seek(int(indices.min() / float(rate) / float(stream.time_base)), stream=stream)
-        for frame in container.decode(stream):
-            place = round(frame.time * rate)
-            if place in wanted:
-                frames[place] = frame.to_ndarray(format='rgb24')
-            if place >= indices.max():
-                break
-    # A frame that is missing is replaced by the nearest.
-    return np.stack([frames[min(frames, key=lambda place: abs(place - i))] for i in indices.tolist()])
-
-
-def _from_start(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
-    """Decodes everything up to the last frame: slow, and right."""
-    wanted, order = np.unique(indices, return_inverse=True)
-    clip = np.empty((len(wanted), *found.frame_size, 3), np.uint8)
-    container, stream = decoding.open_video(path)
-    with container:
-        decoding._decode_from_start(container, stream, wanted.tolist(), clip, TimeLimit(0))
-    return clip[order]
-
-
-def _decord(path: str, found: Found, indices: np.ndarray) -> np.ndarray:
-    import decord
-
-    return decord.VideoReader(path, num_threads=1).get_batch(indices.tolist()).asnumpy()
-
-
-def _plain_pixels(frames: np.ndarray, config: ConfigDict, rng: np.random.Generator) -> np.ndarray:
-    """Resizes, crops and mirrors a clip frame by frame, to the pixels that the transforms make of it."""
-    data = config.data
-    old, crop = frames.shape[1:3], tuple(data.crop)
-    new = list(old)
-    if data.short_side:
-        scale = max(data.short_side / min(old), crop[0] / old[0], crop[1] / old[1])
-        jitter = tuple(data.scale_jitter)
-        factors = (1.0, 1.0) if jitter == (1.0, 1.0) else rng.uniform(jitter[0], jitter[1], size=2)
-        new = [max(int(o * scale * f + 1e-6), c) for o, f, c in zip(old, factors, crop, strict=True)]
-    shrinks = new[0] <= old[0] and new[1] <= old[1]
-    filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    top, left = (int(rng.integers(n - c + 1)) for n, c in zip(new, crop, strict=True))
-    mirrored = rng.random() < data.flip if data.flip else False
-    made = []
-    for frame in frames:
-        window = cv2.resize(frame, (new[1], new[0]), interpolation=filter_) if data.short_side else frame
-        window = window[top : top + crop[0], left : left + crop[1]]
-        made.append(window[:, ::-1] if mirrored else window)
-    return np.stack(made)
-
-
-def _geometry(config: ConfigDict) -> tuple[transforms.Transform, ...]:
-    data = config.data
-    return transforms.training_transforms(
-        short_side=data.short_side,
-        crop=tuple(data.crop),
-        scale_jitter=tuple(data.scale_jitter),
-        flip=data.flip,
-        colour_jitter=0.0,
-        colour_drop=0.0,
-        randaugment_layers=0,
-        randaugment_magnitude=0.0,
-    )
-
-
-def _compare(
-    config: ConfigDict, drawn: Sequence[Drawn], rounds: int
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Returns a row of the table of readers each, and why files were left out."""
-    readers: dict[str, Reader] = {OURS: decoding.read_frames, PLAIN: _plain_loop}
-    with contextlib.suppress(ImportError):
-        import decord
-
-        decord.logging.set_level(decord.logging.FATAL)
-        readers[DECORD] = _decord
-    failing: dict[str, str] = {}
-    for (name, read), clip in itertools.product(readers.items(), drawn):
-        try:
-            if clip[0] not in failing:
-                read(*clip)
-        except Exception as error:  # of others' code, which may fail in any way
-            failing[clip[0]] = f'{name}: {str(error).splitlines()[0][:100]}'
-    drawn = [clip for clip in drawn if clip[0] not in failing]
-    if not drawn:
-        return [], failing
-    chain = _geometry(config)
-    right = dict.fromkeys(readers, 0)
-    for clip in drawn:
-        frames = _from_start(*clip)
-        for name in (OURS, PLAIN):  # others may turn the same pixels into other colours
-            right[name] += np.array_equal(readers[name](*clip), frames)
-
-    def whole(read: Reader, clip: Drawn, seed: int) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        frames = read(*clip)
-        return (
-            transforms.apply(chain, frames, rng)
-            if read is decoding.read_frames
-            else _plain_pixels(frames, config, rng)
-        )
-
-    variants: dict[tuple[str, str], Callable[..., np.ndarray]] = {}
-    for name, read in readers.items():
-        variants['clips', name] = functools.partial(whole, read)
-        variants['frames', name] = lambda clip, seed, read=read: read(*clip)
-    seconds = _take_turns(variants, drawn, rounds)
-    rows = []
-    for (what, name), times in sorted(seconds.items()):
-        low, middle, high = np.quantile(np.array(seconds[what, PLAIN]) / times, (0, 0.5, 1)).tolist()
-        row = {'what': what, 'reader': name, 'clips_per_cpu_second': len(drawn) / float(np.median(times))}
-        row |= {'of_plain': middle, 'lowest': low, 'highest': high, 'clips': len(drawn)}
-        rows.append(row if name == DECORD else row | {'right': right[name]})
-    return rows, failing
-
-
-def _take_turns(
-    variants: dict[Any, Callable[..., Any]], drawn: Sequence[Any], rounds: int
-) -> dict[Any, list[float]]:
-    """Returns the processor time of each variant in each round, all taking turns clip by clip."""
-    order = list(variants)
-    seconds: dict[Any, list[float]] = {name: [] for name in order}
-    for turn in range(rounds):
-        total = dict.fromkeys(order, 0.0)
-        for seed, clip in enumerate(drawn):
-            order.append(order.pop(0))  # each goes first as often as the others
-            for name in order:
-                began = time.process_time()
-                variants[name](clip, seed + turn)
-                total[name] += time.process_time() - began
-        for name in order:
-            seconds[name].append(total[name])
-    return seconds
-
-
 def _leave_out(*args: Any) -> None:
     """Does nothing, instead of what is to be left out."""
 
 
-def _stages(config: ConfigDict, drawn: Sequence[Drawn], rounds: int) -> dict[str, float]:
+def _stages(config: ConfigDict, drawn: Sequence[readers.Drawn], rounds: int) -> dict[str, float]:
     """Returns milliseconds of processor time a clip by stage: medians over rounds."""
-    chain = _geometry(config)
+    chain = readers.geometry(config)
     resize, crop = (chain[:1], chain[1:]) if config.data.short_side else ((), chain)
     mesh, rows = sharding.make_mesh(config.sharding.fsdp), config.training.batch_size
     made: dict[str, np.ndarray] = {}
 
-    def decode(clip: Drawn, seed: int) -> None:
+    def decode(clip: readers.Drawn, seed: int) -> None:
         with mock.patch.object(decoding, '_write', _leave_out):
             decoding.read_frames(*clip)
 
-    def read(clip: Drawn, seed: int) -> None:
+    def read(clip: readers.Drawn, seed: int) -> None:
         made['frames'] = decoding.read_frames(*clip)
 
-    def batch(clip: Drawn, seed: int) -> None:
+    def batch(clip: readers.Drawn, seed: int) -> None:
         made['batch'] = np.stack([made['clip']] * rows)
 
-    def transfer(clip: Drawn, seed: int) -> None:
+    def transfer(clip: readers.Drawn, seed: int) -> None:
         jax.block_until_ready(sharding.to_global({'video': made['batch']}, mesh))
 
-    def augment(to: str, chain: Sequence[transforms.Transform], of: str, clip: Drawn, seed: int) -> None:
+    def augment(
+        to: str, chain: Sequence[transforms.Transform], of: str, clip: readers.Drawn, seed: int
+    ) -> None:
         made[to] = transforms.apply(chain, made[of], np.random.default_rng(seed))
 
     steps: dict[str, Callable[..., None]] = {
@@ -367,7 +208,7 @@ def _stages(config: ConfigDict, drawn: Sequence[Drawn], rounds: int) -> dict[str
     }
     for step in steps.values():  # each works on what one before it has made
         step(drawn[0], 0)
-    seconds = _take_turns(steps, drawn, rounds)
+    seconds = readers.take_turns(steps, drawn, rounds)
     times = {name: 1000 / len(drawn) * float(np.median(values)) for name, values in seconds.items()}
     times['convert'] -= times['seek and decode']  # which it does as well
     times['seek and decode'] -= times['open']

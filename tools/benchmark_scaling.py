@@ -34,8 +34,7 @@ from benchmarking import exponents, measuring, scaling
 from benchmarking.contenders import JAX
 from benchmarking.workload import Workload, add_options, at_least_one, of_options
 
-from vivit_jax import command_line
-from vivit_jax.help_text import laid_out
+from vivit_jax import command_line, help_text
 
 # What --quick makes small, where it is not said otherwise.
 TINY = {'layers': 1, 'heads': 2, 'width': 16, 'mlp': 16, 'frames': 4, 'crop': 32, 'classes': 5}
@@ -60,11 +59,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     add_options(parser)
     sizes = parser.add_argument_group('sizes')
     sizes.add_argument(

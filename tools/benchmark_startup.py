@@ -13,7 +13,6 @@ examples:
 Other options go to vivit_jax.main.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -26,7 +25,7 @@ import sys
 import tempfile
 import time
 
-from vivit_jax.help_text import laid_out
+from vivit_jax import help_text
 from vivit_jax.telling.printable import printable
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,11 +43,7 @@ class Start:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     parser.add_argument('--mode', choices=('train', 'dry_run'), default='train', help='default: train')
     parser.add_argument('--starts', type=int, default=2, metavar='N', help='the first compiles; default: 2')

@@ -58,8 +58,7 @@ from benchmarking.child import BFLOAT16
 from benchmarking.contenders import Child, Contender, ContenderError, check_name, expanded
 from benchmarking.workload import Workload
 
-from vivit_jax import command_line
-from vivit_jax.help_text import laid_out
+from vivit_jax import command_line, help_text
 from vivit_jax.telling import facts
 
 ROUNDS, COMPILE_ROUNDS = 20, 3
@@ -85,11 +84,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage='%(prog)s [-h] [MODE] [OPTION ...]',
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = help_text.parser(__doc__, usage='%(prog)s [-h] [MODE] [OPTION ...]')
     mode = parser.add_argument_group('modes').add_mutually_exclusive_group()
     mode.add_argument('--compare', action='store_true', help='ours beside others')
     mode.add_argument('--find-batch', action='store_true', help='the largest batch that the device takes')

@@ -20,8 +20,7 @@ import subprocess
 import sys
 import tempfile
 
-from vivit_jax import command_line, xla_preset
-from vivit_jax.help_text import laid_out
+from vivit_jax import command_line, help_text, xla_preset
 from vivit_jax.telling.printable import printable
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,11 +29,7 @@ NONE, ALL, PRESET = 'none', 'all of them', '--xla-preset=gpu'
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     add = parser.add_argument
     add('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     add('--flags', action='append', metavar='--xla_NAME=VALUE', help='a flag to measure; again for each')

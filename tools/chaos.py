@@ -33,9 +33,8 @@ from ordeals import comparing
 from ordeals.killing import NEEDS_STEPS, Kill, Killing
 from ordeals.started import PHASES, RunFailed, new_folder
 
-from vivit_jax import command_line
+from vivit_jax import command_line, help_text
 from vivit_jax import config as config_module
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable
 
 ATTEMPTS = 3  # to kill before it is done
@@ -92,11 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     add = parser.add_argument
     add('--kills', type=int, default=20, metavar='N', help='how often it is killed (20)')
     add('--seed', type=int, default=0, metavar='N', help='decides when, and what is damaged (0)')

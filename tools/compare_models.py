@@ -9,7 +9,6 @@ examples:
   python tools/compare_models.py --config.training.epochs=1 --models factorised_encoder spatio_temporal
 """
 
-import argparse
 import collections
 import pathlib
 import platform
@@ -19,10 +18,9 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, paths, train
+from vivit_jax import command_line, experiment, help_text, paths, train
 from vivit_jax import config as config_module
 from vivit_jax.dry_run import dry_run
-from vivit_jax.help_text import laid_out
 from vivit_jax.models.cost import multiply_adds, parameters
 from vivit_jax.models.vivit import ATTENTIONS
 
@@ -32,9 +30,7 @@ SPLITS = ('test', 'test_shuffled', 'test_still')
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--models', nargs='+', choices=ATTENTIONS, default=ATTENTIONS, metavar='MODEL')
     parser.add_argument('--output', default='runs/comparison', metavar='DIR', help='workdirs and table.md')
     parsed, rest = parser.parse_known_args()

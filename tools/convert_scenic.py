@@ -11,7 +11,6 @@ then:
   python -m vivit_jax.main --config=runs/scenic/config.json --workdir=runs/scenic --mode=eval --config.data.root=ROOT
 """
 
-import argparse
 import pathlib
 import runpy
 import sys
@@ -21,21 +20,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vivit_jax import formats, init_from, json_files, paths
+from vivit_jax import formats, help_text, init_from, json_files, paths
 from vivit_jax.config import default_config
 from vivit_jax.formats import own, scenic
 from vivit_jax.formats.account import as_is
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--checkpoint', required=True, metavar='FILE_OR_FOLDER', help="Scenic's checkpoint")
     parser.add_argument('--config', required=True, metavar='FILE', help="Scenic's config.py, or as JSON")
     parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')

@@ -32,10 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vivit_jax import paths
+from vivit_jax import help_text, paths
 from vivit_jax.formats import Weights, containers, hugging_face, load, timesformer, vivit_torch
 from vivit_jax.formats.account import as_is
-from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import create_model
 from vivit_jax.telling.printable import printable
 
@@ -59,11 +58,7 @@ model = vivit_torch.load({folder!r})  # model(video): [b t h w c], pixels in [-1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='a file or folder of weights')
     parser.add_argument(
         '--output', required=True, metavar='DIR', help='may hold what this command wrote before'

@@ -15,7 +15,6 @@ then:
 The keys of config.init_from (vivit_jax/config.py) choose how; docs/weights.md explains them.
 """
 
-import argparse
 import pathlib
 import shlex
 import sys
@@ -27,11 +26,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, init_from, paths
+from vivit_jax import command_line, experiment, help_text, init_from, paths
 from vivit_jax import config as config_module
 from vivit_jax.formats import Weights, own
 from vivit_jax.formats.account import Account, as_is
-from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import create_model
 from vivit_jax.telling.printable import printable, warning_line
 
@@ -39,11 +37,7 @@ from vivit_jax.telling.printable import printable, warning_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     warnings.formatwarning = warning_line
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('path', metavar='FILE', help='a file or folder of weights')
     parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')
     parser.add_argument('--config', metavar='FILE[:ARGUMENT]', help='the model to put them into')

@@ -8,7 +8,6 @@ examples:
   python tools/document_config.py --check    say whether it is up to date (exit code 1 where it is not)
 """
 
-import argparse
 import ast
 import dataclasses
 import io
@@ -21,8 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from vivit_jax import config as config_module
-from vivit_jax import config_data
-from vivit_jax.help_text import laid_out
+from vivit_jax import config_data, help_text
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / 'docs' / 'config.md'
 START = """\
@@ -242,11 +240,7 @@ def _sizes() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--check', action='store_true', help='write nothing')
     check = parser.parse_args(arguments).check
     written = DOCUMENT.read_text(encoding='utf-8') if DOCUMENT.is_file() else ''

@@ -4,7 +4,6 @@ examples:
   python tools/draw_attention.py --output=docs/attention.png
 """
 
-import argparse
 import math
 import pathlib
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from vivit_jax.help_text import laid_out
+from vivit_jax import help_text
 from vivit_jax.models.attention import Grid, groups
 from vivit_jax.models.patterns import ATTENTIONS, PATTERNS
 
@@ -50,9 +49,7 @@ LABELS = 25.5
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--output', default='docs/attention.png', metavar='FILE')
     path = pathlib.Path(parser.parse_args().output)
     path.parent.mkdir(parents=True, exist_ok=True)

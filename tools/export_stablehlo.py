@@ -14,15 +14,13 @@ then:
 exit codes: 0 done; 1 written, but its logits differ from the model's by more than 0.0001; 2 a mistake.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vivit_jax import checkpoint, export, formats, paths
+from vivit_jax import checkpoint, export, formats, help_text, paths
 from vivit_jax.config import default_config
 from vivit_jax.formats.account import as_is
-from vivit_jax.help_text import laid_out
 from vivit_jax.models.vivit import ViViT, create_model
 from vivit_jax.telling.printable import printable
 
@@ -31,11 +29,7 @@ TOLERANCE = 1e-4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument(
         'checkpoint',
         metavar='CHECKPOINT',

@@ -12,7 +12,6 @@ examples:
   python tools/launch_local.py -n 4 --devices=2 -- --config=configs/moving_digits.py --config.sharding.fsdp=2
 """
 
-import argparse
 import os
 import signal
 import socket
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO
 
-from vivit_jax.help_text import laid_out
+from vivit_jax import help_text
 
 PROGRAM = (sys.executable, '-m', 'vivit_jax.main')
 PATIENCE = 75.0  # seconds for the others to end when one has failed; they need 60 at most
@@ -33,9 +32,7 @@ POLL = 0.1
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('-n', '--processes', type=int, default=2, metavar='N', help='default: 2')
     parser.add_argument(
         '--devices', type=int, default=1, metavar='N', help='CPU devices of each process; default: 1'

@@ -8,7 +8,6 @@ examples:
   python tools/medmnist_table.py runs/medmnist3d_adrenal* runs/medmnist3d_fracture* --output=runs/medmnist
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -18,8 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vivit_jax import config as config_module
-from vivit_jax import paths
-from vivit_jax.help_text import laid_out
+from vivit_jax import help_text, paths
 from vivit_jax.telling.printable import printable
 
 SETS = ('organ', 'nodule', 'fracture', 'adrenal', 'vessel', 'synapse')
@@ -78,11 +76,7 @@ class Cell:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN_DIR', help='workdirs of runs on sets of MedMNIST 3D')
     parser.add_argument(
         '--output', default='runs/medmnist', metavar='DIR', help='for medmnist.md and medmnist.png'

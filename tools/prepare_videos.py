@@ -42,7 +42,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
-from vivit_jax import command_line, paths
+from vivit_jax import command_line, help_text, paths
 from vivit_jax.data.array_record import (
     Prepared,
     Shard,
@@ -57,7 +57,6 @@ from vivit_jax.data.files import stores
 from vivit_jax.data.files.preparing import Job, Settings, prepare, prepare_shard, start_worker
 from vivit_jax.data.listed import ListedFiles
 from vivit_jax.data.record import Record
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable, warning_line
 
 if TYPE_CHECKING:
@@ -106,11 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(given: list[str], beam_options: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns the options and the values of the configuration by key."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     add = parser.add_argument
     add('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     add('--output', required=True, metavar='OUT', help='folder for what is prepared')

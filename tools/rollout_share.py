@@ -9,7 +9,6 @@ examples:
   python tools/rollout_share.py runs/moving_digits --untrained
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float64, Shaped
 
 import vivit_jax
-from vivit_jax import evaluate, experiment, rollout
-from vivit_jax.help_text import laid_out
+from vivit_jax import evaluate, experiment, help_text, rollout
 from vivit_jax.inference import Predictor
 from vivit_jax.telling.printable import printable
 
@@ -31,11 +29,7 @@ BATCH = 64
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='a run of configs/moving_digits.py')
     parser.add_argument('--split', default='test', metavar='NAME', help='default %(default)s')
     parser.add_argument(

@@ -15,7 +15,6 @@ examples:
 exit codes: 0 done; 2 a mistake, or a clip that could not be read (the others were classified).
 """
 
-import argparse
 import functools
 import json
 import pathlib
@@ -24,11 +23,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vivit_jax import archives, export, paths
+from vivit_jax import archives, export, help_text, paths
 from vivit_jax.data.files.decoding import probe, read_frames
 from vivit_jax.data.record import Record
 from vivit_jax.data.views import Views
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable
 
 # Filters overshoot a little; pixels in [0, 255] or standardised ones go much further.
@@ -39,11 +37,7 @@ Predictions = dict[str, list[tuple[str, float]]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('folder', metavar='DIR', help='what tools/export_stablehlo.py wrote')
     parser.add_argument('clips', metavar='CLIP', nargs='+', help='a video file, or a .npy of one clip')
     parser.add_argument('--json', action='store_true', help='for programs: one JSON object a line')

@@ -10,7 +10,6 @@ examples:
   python tools/show_batches.py --config=configs/my_videos.py --config.data.root=VIDEOS --step=100 --mixup
 """
 
-import argparse
 import dataclasses
 import functools
 import pathlib
@@ -22,11 +21,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, feeding, paths
+from vivit_jax import command_line, experiment, feeding, help_text, paths
 from vivit_jax import config as config_module
 from vivit_jax.data.record import Label, Record, Source
 from vivit_jax.drawing import PALE, Sheet, fit
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable, warning_line
 
 # Lengths are points. Heights of a frame: one strip in a row, several, and slices, which are small and of which many
@@ -83,11 +81,7 @@ class Watched:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     warnings.formatwarning = warning_line
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     parser.add_argument('--output', metavar='FILE.png', help='default: runs/NAME_batches.png')
     parser.add_argument('--clips', type=int, default=8, metavar='N', help='how many (default 8)')

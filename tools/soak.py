@@ -35,9 +35,8 @@ from ordeals import sampling, started
 from ordeals.sampling import Growth, Sample
 from ordeals.started import RunFailed, Started, new_folder
 
-from vivit_jax import command_line
+from vivit_jax import command_line, help_text
 from vivit_jax import config as config_module
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'my_videos.py'
@@ -118,11 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__)
     add = parser.add_argument
     add('--minutes', type=float, default=60.0, metavar='N', help='from the first steps to the kill (60)')
     add('--workers', type=int, default=2, metavar='N', help='processes that read (2)')

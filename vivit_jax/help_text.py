@@ -1,5 +1,6 @@
 """Help of commands, as wide as the terminal: a module's docstring laid out anew."""
 
+import argparse
 import re
 import shutil
 import textwrap
@@ -9,6 +10,23 @@ FULL = 90  # characters: a longer line was broken because it was full
 EXAMPLE = re.compile(r'(\w+=\S+ )*(python|curl|pip) ')
 # A word and what it means, with a gap between them.
 ENTRY = re.compile(r'(\S+( \S+)*? {2,})\S')
+
+
+def parser(text: str | None, *, prog: str | None = None, usage: str | None = None) -> argparse.ArgumentParser:
+    """Returns the parser of a command, whose options are written in full.
+
+    Args:
+        text: The docstring of the command, which its help begins with.
+        prog: How it is called; None is by the name of its file.
+        usage: The line of that name; None is one that lists all options.
+    """
+    return argparse.ArgumentParser(
+        prog=prog,
+        usage=usage,
+        description=laid_out(text),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def laid_out(text: str | None, width: int = 0) -> str:

@@ -43,9 +43,8 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 import vivit_jax
-from vivit_jax import command_line, distributed, meeting, xla_preset
+from vivit_jax import command_line, distributed, help_text, meeting, xla_preset
 from vivit_jax import config as config_module
-from vivit_jax.help_text import laid_out
 from vivit_jax.signals import Interrupted, interruptible
 from vivit_jax.telling.printable import printable, warning_line
 from vivit_jax.watchdog import GAVE_WAY
@@ -131,12 +130,7 @@ def _common(parsed: argparse.Namespace, config: ConfigDict, workdir: str) -> dic
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits the command line into its three options and the configuration's overrides."""
-    parser = argparse.ArgumentParser(
-        prog='python -m vivit_jax.main',
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__, prog='python -m vivit_jax.main')
     parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     parser.add_argument('--workdir', metavar='DIR', help='folder of the run; default: runs/NAME-OVERRIDES')
     parser.add_argument(

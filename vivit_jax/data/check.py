@@ -12,7 +12,6 @@ exit codes:
   0 all is well; 1 something bad was found; 2 a mistake in the command, the configuration or the data
 """
 
-import argparse
 import collections
 import concurrent.futures
 import csv
@@ -31,13 +30,12 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from vivit_jax import command_line, experiment, paths
+from vivit_jax import command_line, experiment, help_text, paths
 from vivit_jax import config as config_module
 from vivit_jax.data.files import stores
 from vivit_jax.data.files.damage import fingerprint, record_damage, video_damage
 from vivit_jax.data.overview import Survey, class_counts, headed, most_common, shortened, spread, survey
 from vivit_jax.data.record import Source
-from vivit_jax.help_text import laid_out
 from vivit_jax.telling.printable import printable, warning_line
 from vivit_jax.telling.terminal import Terminal
 
@@ -53,12 +51,7 @@ Finding = tuple[str, str, str]  # split, name, cause
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     warnings.formatwarning = warning_line
-    parser = argparse.ArgumentParser(
-        prog='python -m vivit_jax.data.check',
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__, prog='python -m vivit_jax.data.check')
     parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]', help='a file of configs/')
     parser.add_argument('--output', metavar='FILE.csv', help='default: runs/NAME_check.csv')
     parser.add_argument('--decode', action='store_true', help='read every frame of every file; takes long')

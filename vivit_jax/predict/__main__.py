@@ -38,12 +38,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rich.console
 
-from vivit_jax import command_line, paths
+from vivit_jax import command_line, help_text, paths
 from vivit_jax.data.given import Given
 from vivit_jax.data.joined import Joined
 from vivit_jax.data.record import Source
 from vivit_jax.data.watched import Watched, facts
-from vivit_jax.help_text import laid_out
 from vivit_jax.predict import timeline
 from vivit_jax.predict.files import FORMS, FeatureWriter, Row, RowWriter
 from vivit_jax.predict.terminal import Printed, Progress, show
@@ -88,12 +87,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    parser = argparse.ArgumentParser(
-        prog='python -m vivit_jax.predict',
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__, prog='python -m vivit_jax.predict')
     add = parser.add_argument
     add('names', nargs='+', metavar='NAME', help='files, folders, tables, patterns, splits')
     add('--checkpoint', required=True, metavar='DIR', help="a run's folder, its checkpoints/STEP, or weights")

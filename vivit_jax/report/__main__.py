@@ -11,23 +11,16 @@ exit codes:
   0 the report is written; 2 a mistake in the command, or a folder that is no workdir; 130 stopped by Ctrl-C
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from vivit_jax import report
-from vivit_jax.help_text import laid_out
+from vivit_jax import help_text, report
 from vivit_jax.telling.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog='python -m vivit_jax.report',
-        description=laid_out(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = help_text.parser(__doc__, prog='python -m vivit_jax.report')
     parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', help='of a run, finished or not')
     parser.add_argument(
         '--output',
