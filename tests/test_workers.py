@@ -18,7 +18,8 @@ from vivit_jax.data.workers import WorkerLost, Workers
 
 # Reads in two workers until it is killed: it says which processes they are, and then that something was read.
 RUN = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a command in the background ignores
 from vivit_jax.data.workers import Workers
 
 def read(row):

@@ -357,7 +357,7 @@ class Checkpoints:
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 return dict(reader.restore(folder, args=ocp.args.Composite(**args)))
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
             raise ValueError(
                 f'the checkpoint {folder} is damaged ({" ".join(str(error).split())[:120]}): delete '
@@ -439,7 +439,7 @@ def read_arrays(folder: paths.Path) -> Any:
         shapes = dict(handler.metadata(folder))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         words = ' '.join(str(error).split())[:120]
         raise ValueError(f'{folder}: the checkpoint is damaged ({words})') from error
     finally:
