@@ -71,6 +71,7 @@ ALLOWED = {
 UNITS = {'memory': 'MiB', 'main_memory': 'MiB', 'disk': 'MiB'}
 WARM_UP = 0.4  # of the time: validation and checkpoints have come a few times by then
 GOES_BAD = 0.4  # of the time, after which a file is broken that was good
+TOLD = 20  # lines while the first start trains
 FURTHER = 20  # steps that the second start is left to make
 LATEST = 600.0  # seconds until a run that should have come so far is taken to hang
 LEAKS = re.compile(r'leaked|Traceback|Exception ignored|ResourceWarning')
@@ -194,7 +195,7 @@ def _watch(run: Started, seconds: float, victim: pathlib.Path) -> Iterator[Sampl
     """Samples a run for so long; breaks a video on the way."""
     interval = min(max(seconds / 120, 0.2), 5.0)
     _until(run, lambda: run.step > 0)
-    began = time.monotonic()
+    began, told = time.monotonic(), 0.0
     while (now := time.monotonic() - began) < seconds:
         run.phase()
         if run.process.poll() is not None:
@@ -204,6 +205,13 @@ def _watch(run: Started, seconds: float, victim: pathlib.Path) -> Iterator[Sampl
         processes = started.of_session(run.process.pid, zombies=True)
         sample = sampling.take(processes, run.process.pid, run.workdir)
         yield dataclasses.replace(sample, seconds=now, step=run.step)
+        if now >= told:
+            print(
+                f'{now / 60:5.1f} of {seconds / 60:g} min: step {run.step:,}, {sample.memory:.0f} MiB in '
+                f'{1 + sample.children} processes, {sample.files} open files',
+                flush=True,
+            )
+            told += seconds / TOLD
         time.sleep(interval)
 
 
