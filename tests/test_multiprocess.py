@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from tiny import DIGITS, SETTINGS, options
+from tiny import DIGITS, ENVIRONMENT, SETTINGS, options
 from vivit_jax.checkpoint import read_arrays
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -53,7 +53,7 @@ class Processes:
         port = free_port()
         command = [sys.executable, '-m', 'vivit_jax.main', f'--config={DIGITS}', *options(settings)]
         command.append(f'--workdir={workdir}')
-        environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'}
+        environment = os.environ | ENVIRONMENT | {'PYTHONUNBUFFERED': '1'}
         self.logs = [workdir.with_name(f'{workdir.name}_{process}.log') for process in range(count)]
         self.all = []
         for process, log in enumerate(self.logs):
@@ -106,7 +106,7 @@ def run(settings, workdir, processes):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        env=os.environ | ENVIRONMENT,
         timeout=300,
     )
     return [alone.returncode], [alone.stdout]
@@ -130,7 +130,11 @@ def both(tmp_path_factory):
     assert codes == [0], outputs
     tool = [sys.executable, str(ROOT / 'tools' / 'launch_local.py'), '-n', '2', '--', f'--config={DIGITS}']
     two = subprocess.run(
-        [*tool, *options(TINY), f'--workdir={folder / "two"}'], capture_output=True, text=True, timeout=300
+        [*tool, *options(TINY), f'--workdir={folder / "two"}'],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert two.returncode == 0, two.stderr
     return folder / 'alone', folder / 'two', two.stdout
@@ -197,10 +201,10 @@ def test_two_processes_write_everything_once(both):
 def test_whatever_happens_to_a_process_starting_again_goes_on(tmp_path):
     """Killed, the first and another; suspended; told to stop: the end is that of a run that nobody disturbed."""
     settings = TINY | {
-        'training.steps': '160',
-        'training.log_every': '5',
-        'evaluation.every_steps': '160',
-        'checkpoint.every_steps': '10',
+        'training.steps': '60',
+        'training.log_every': '1',
+        'evaluation.every_steps': '60',
+        'checkpoint.every_steps': '5',
         'data.test_splits': 'test',
     }
     undisturbed = Processes(settings, tmp_path / 'undisturbed')
@@ -209,9 +213,9 @@ def test_whatever_happens_to_a_process_starting_again_goes_on(tmp_path):
     folder = tmp_path / 'disturbed'
     gone = 'is gone: killed, or its machine is'
     for step, victim, signum, what in (
-        (15, 1, signal.SIGKILL, gone),
-        (35, 0, signal.SIGKILL, gone),
-        (55, 1, signal.SIGSTOP, 'has given no sign of life for 40 s'),
+        (7, 1, signal.SIGKILL, gone),
+        (14, 0, signal.SIGKILL, gone),
+        (21, 1, signal.SIGSTOP, 'has given no sign of life for 40 s'),
     ):
         pair = Processes(settings, folder)
         pair.reach(step)
@@ -230,13 +234,13 @@ def test_whatever_happens_to_a_process_starting_again_goes_on(tmp_path):
         assert '*** Check failure' not in pair.texts()[other]
 
     pair = Processes(settings, folder)
-    pair.reach(75)
+    pair.reach(28)
     pair.all[1].terminate()
     assert pair.ends(timeout=120) == {0: 143, 1: 143}, pair.texts()
     words = [pair.last_words(process)[-1] for process in (0, 1)]
     assert words[0] == words[1]
     stopped = re.fullmatch(
-        r'stopped by SIGTERM: saved step (\d+) of 160; the same command goes on .*', words[0]
+        r'stopped by SIGTERM: saved step (\d+) of 60; the same command goes on .*', words[0]
     )
     assert (folder / 'checkpoints' / stopped[1]).is_dir()
 
@@ -245,7 +249,7 @@ def test_whatever_happens_to_a_process_starting_again_goes_on(tmp_path):
     assert f'going on from step {stopped[1]}' in pair.texts()[0]
     assert curve(folder) == curve(tmp_path / 'undisturbed')
     jax.tree.map(
-        np.testing.assert_array_equal, parameters(folder, 160), parameters(tmp_path / 'undisturbed', 160)
+        np.testing.assert_array_equal, parameters(folder, 60), parameters(tmp_path / 'undisturbed', 60)
     )
     assert (folder / 'predictions.csv').read_text() == (
         tmp_path / 'undisturbed' / 'predictions.csv'

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tiny import DIGITS, SETTINGS, options
+from tiny import DIGITS, ENVIRONMENT, SETTINGS, options
 from vivit_jax import train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.config import load
@@ -97,7 +97,7 @@ def test_the_command_goes_on_with_another_number_of_devices(tmp_path):
             *here,
             f'--workdir={tmp_path}',
         ]
-        environment = os.environ | {'JAX_NUM_CPU_DEVICES': str(devices), 'JAX_PLATFORMS': 'cpu'}
+        environment = os.environ | ENVIRONMENT | {'JAX_NUM_CPU_DEVICES': str(devices)}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=300
         )

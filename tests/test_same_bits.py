@@ -1,6 +1,7 @@
 """The same command gives the same bits, whatever reads its clips; and what is asked of a GPU for that."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tiny import DIGITS, SETTINGS, options
+from tiny import DIGITS, ENVIRONMENT, SETTINGS, options
 from vivit_jax import main, xla_preset
 from vivit_jax.checkpoint import read_arrays
 
@@ -40,6 +41,7 @@ def test_two_processes_one_after_the_other_train_the_same_model(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=os.environ | ENVIRONMENT,
         )
         for name, own in folders.items()
     }

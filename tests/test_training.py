@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import vivit_jax
-from tiny import DIGITS, SETTINGS, options
+from tiny import DIGITS, ENVIRONMENT, SETTINGS, options
 from vivit_jax import closing, evaluate, lock, sharding, train
 from vivit_jax.checkpoint import Checkpoints
 from vivit_jax.config import load
@@ -130,8 +130,8 @@ COMMAND = [
     'vivit_jax.main',
     f'--config={DIGITS}',
     *options(TINY),
-    '--config.training.steps=400',
-    '--config.evaluation.every_steps=50',
+    '--config.training.steps=200',
+    '--config.evaluation.every_steps=25',
 ]
 
 
@@ -145,6 +145,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | ENVIRONMENT,
         )
 
     def wait_for(name, step, process):
@@ -156,11 +157,11 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
     whole = start('whole')
     killed = start('killed')
-    wait_for('killed', 119, killed)
+    wait_for('killed', 56, killed)
     killed.kill()
     killed.communicate()
     stopped = start('killed')
-    wait_for('killed', 203, stopped)
+    wait_for('killed', 98, stopped)
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, errors
@@ -170,9 +171,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
         output, errors = process.communicate(timeout=240)
         assert process.returncode == 0, output + errors
     assert curve(tmp_path / 'killed') == curve(tmp_path / 'whole')
-    config = load(DIGITS, TINY | {'training.steps': '400', 'evaluation.every_steps': '50'})
+    config = load(DIGITS, TINY | {'training.steps': '200', 'evaluation.every_steps': '25'})
     (one, ours), (other, theirs) = (parameters(tmp_path / name, config) for name in ('killed', 'whole'))
-    assert one == other == 400
+    assert one == other == 200
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

@@ -22,6 +22,9 @@ SETTINGS = {
     'optimizer.warmup_steps': '2',
 }
 
+# Of commands, for a few steps: good machine code takes longer to make than these last.
+ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+
 
 def options(settings):
     """Settings as options of the command line."""
