@@ -1,6 +1,7 @@
 """What every test runs on: eight simulated CPU devices, exact float32 products; and Scenic's recorded numbers."""
 
 import functools
+import gc
 import importlib.util
 import json
 import os
@@ -32,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ['JAX_COMPILATION_CACHE_DIR'] = folder  # of the commands that tests start
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_compiled_is_kept() -> Iterator[None]:
+    """Lets go of a file's programs: of all files they are 5 GB in the end, and collecting garbage takes seconds."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 GOLDEN = Path(__file__).parent / 'golden' / 'scenic'
