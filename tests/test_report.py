@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -687,3 +688,9 @@ def test_mistakes_are_told_in_a_line(tmp_path, capsys, monkeypatch, arguments, t
     error = capsys.readouterr().err
     assert error.startswith(f'error: {told}')
     assert error.count('\n') == 1
+
+
+def test_a_warning_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(warnings, 'formatwarning', lambda *_, **__: 'file.py:1: UserWarning: …')
+    assert main([str(tmp_path)]) == 2
+    assert warnings.formatwarning('no checksums', UserWarning, 'file.py', 1) == 'warning: no checksums\n'

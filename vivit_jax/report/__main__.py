@@ -12,14 +12,16 @@ exit codes:
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from vivit_jax import help_text, report
-from vivit_jax.telling.printable import printable
+from vivit_jax.telling.printable import printable, warning_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    warnings.formatwarning = warning_line
     parser = help_text.parser(__doc__, prog='python -m vivit_jax.report')
     parser.add_argument('workdirs', nargs='+', metavar='WORKDIR', help='of a run, finished or not')
     parser.add_argument(
