@@ -155,11 +155,12 @@ def rmtree(path: Path, patience: float = 5) -> None:
     while True:
         try:
             shutil.rmtree(path)
+            return
         except OSError as error:  # a file came, or went, after the folder was listed
+            if not os.path.lexists(path):
+                return
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > until:
                 raise
-        if not os.path.lexists(path):
-            return
         time.sleep(0.05)
 
 
