@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import object_store
 import pytest
@@ -146,6 +147,22 @@ def test_a_folder_is_removed_though_a_thread_still_writes_into_it(tmp_path, monk
     assert len(tries) == 3
     assert not folder.exists()
     paths.rmtree(folder)  # gone already
+
+
+def test_a_folder_that_a_thread_makes_anew_is_removed_again(tmp_path):
+    folder = tmp_path / 'busy'
+    folder.mkdir()
+    late = threading.Timer(0.3, lambda: (folder / 'below').mkdir(parents=True))
+    late.start()
+    paths.rmtree(folder, quiet=1)
+    assert not late.is_alive()
+    assert not folder.exists()
+
+
+def test_a_folder_that_always_comes_back_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'rmtree', lambda path: None)
+    with pytest.raises(OSError, match='not empty'):
+        paths.rmtree(tmp_path, patience=0.2)
 
 
 def test_a_folder_that_stays_is_an_error(tmp_path, monkeypatch):

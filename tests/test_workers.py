@@ -48,6 +48,11 @@ def is_alive(process):
     return status.rpartition(')')[2].split()[0] not in 'ZX'  # nobody may be there to take leave of it
 
 
+def mapped(process):
+    """What files a process has in its memory: shared memory and semaphores are files of /dev/shm."""
+    return pathlib.Path(f'/proc/{process}/maps').read_text()
+
+
 def wait_until(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -197,20 +202,21 @@ def test_a_worker_ends_at_once_whatever_it_is_at():
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_run(number):
-    memory = set(os.listdir('/dev/shm'))
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, '-c', RUN],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    workers = run.stdout.readline().split()
-    assert run.stdout.readline() == '0\n'
-    assert [is_alive(worker) for worker in workers] == [True, True]
-    assert not {name for name in set(os.listdir('/dev/shm')) - memory if name.startswith(('psm_', 'sem.'))}
-    os.killpg(run.pid, number)  # as a terminal does it
-    _, errors = run.communicate(timeout=30)
+    ) as run:
+        try:
+            workers = run.stdout.readline().split()
+            assert run.stdout.readline() == '0\n'
+            assert [is_alive(worker) for worker in workers] == [True, True]
+            assert not any('/dev/shm' in mapped(process) for process in (run.pid, *workers))
+        finally:
+            os.killpg(run.pid, number)  # as a terminal does it
+        _, errors = run.communicate(timeout=30)
     assert run.returncode == -number
     wait_until(lambda: not any(map(is_alive, workers)))
     assert 'leaked' not in errors

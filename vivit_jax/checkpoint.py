@@ -35,6 +35,7 @@ __all__ = ['Checkpoints', 'NotSaved', 'Saved', 'find', 'item_to_use', 'read', 'r
 UNFINISHED = '.orbax-checkpoint-tmp'  # what Orbax adds to the name of a folder until it is complete
 PRUNED = '.pruned'  # where steps go that are not kept: gone at one stroke, deleted afterwards
 DAMAGED = '.damaged'  # added to the name of a step that is put aside
+QUIET = 1.0  # seconds without a trace of a step that is given up until it is taken for gone
 
 
 class NotSaved(RuntimeError):
@@ -289,6 +290,9 @@ class Checkpoints:
         if jax.process_index() == 0 and self.folder.is_dir():
             with contextlib.suppress(OSError):  # what stays is removed when the run goes on
                 self._remove_unfinished()
+                # TensorStore goes on with what it was asked to write, and makes the folders for it anew.
+                if not paths.is_remote(self.folder):
+                    paths.rmtree(self.folder / f'{step}{UNFINISHED}', quiet=QUIET)
                 if not any(self.folder.iterdir()):
                     paths.rmtree(self.folder)
         latest, free = self.latest_step(), disk.free(self.folder)

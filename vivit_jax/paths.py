@@ -142,8 +142,13 @@ def unlink(path: Path) -> None:
         pathlib.Path(path).unlink(missing_ok=True)
 
 
-def rmtree(path: Path, patience: float = 5) -> None:
+def rmtree(path: Path, patience: float = 5, quiet: float = 0) -> None:
     """Removes a folder with what is in it; of this machine also where threads write into it for some seconds yet.
+
+    Args:
+        path: The folder.
+        patience: Seconds for which it is tried again.
+        quiet: Seconds for which it has to stay away, where threads may make it anew.
 
     Raises:
         OSError: If it cannot be removed.
@@ -151,16 +156,24 @@ def rmtree(path: Path, patience: float = 5) -> None:
     if is_remote(path):
         path.rmtree()  # type: ignore[union-attr]
         return
-    until = time.monotonic() + patience
+    seen = time.monotonic()
+    until = seen + patience
     while True:
+        failure = None
         try:
             shutil.rmtree(path)
-            return
-        except OSError as error:  # a file came, or went, after the folder was listed
-            if not os.path.lexists(path):
+            seen = time.monotonic()
+        except OSError as error:
+            failure = error
+        if not os.path.lexists(path):
+            if time.monotonic() >= min(seen + quiet, until):
                 return
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > until:
-                raise
+        elif failure and failure.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise failure
+        elif time.monotonic() > until:
+            raise failure or OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), os.fspath(path))
+        else:  # a file came, or went, after the folder was listed
+            seen = time.monotonic()
         time.sleep(0.05)
 
 
