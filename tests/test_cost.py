@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from vivit_jax.models.cost import multiply_adds, parameters
 from vivit_jax.models.vivit import ATTENTIONS, create_model
@@ -57,6 +58,17 @@ TABLE = {
 }
 
 
+def everything(model):
+    """The model with nothing left out or computed twice: beside its attention."""
+    return functools.partial(model.apply, capture_attention=True)
+
+
+def needed(jaxpr):
+    """What of a program its first result, the logits, depends on."""
+    kept, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [number == 0 for number in range(len(jaxpr.out_avals))])
+    return jaxpr.replace(jaxpr=kept)
+
+
 @functools.cache
 def traced(row):
     """The parameters' shapes and the program of a row of the table; nothing is computed."""
@@ -64,7 +76,7 @@ def traced(row):
     model = create_model(400, **TABLE[row][0], attention_backend='xla')
     video = jax.ShapeDtypeStruct((1, *CLIP), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), video)
-    return model, params, jax.make_jaxpr(model.apply)(params, video)
+    return model, params, jax.make_jaxpr(everything(model))(params, video)
 
 
 def products(equations, jaxpr):
@@ -152,8 +164,11 @@ def test_counts_are_those_of_the_program(equations, settings):
     model = create_model(**({'num_classes': 5} | SMALL | settings))
     video = jax.ShapeDtypeStruct((1, *SMALL_CLIP), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), video)
-    jaxpr = jax.make_jaxpr(model.apply)(params, video)
+    jaxpr = jax.make_jaxpr(everything(model))(params, video)
     assert multiply_adds(model, SMALL_CLIP) == products(equations, jaxpr)
+    assert multiply_adds(model, SMALL_CLIP, logits_alone=True) == products(
+        equations, needed(jax.make_jaxpr(model.apply)(params, video))
+    )
     assert parameters(model, SMALL_CLIP) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -616,6 +616,42 @@ def test_expectation_is_kept(random_params, quick_jit, setting):
     assert (allowed < 0.2 * np.abs(expected)).mean() > 0.5
 
 
+# --- The last block, of one token ---
+
+
+@pytest.mark.parametrize(
+    'how',
+    [{}, {'scan_layers': True}, {'remat': 'block'}, {'remat': 'attention', 'num_layers': 1}],
+    ids=str,
+)
+@pytest.mark.parametrize('classifier', ['token', 'first_token'])
+@pytest.mark.parametrize('attention', ['spatio_temporal', 'factorised_encoder'])
+def test_the_token_that_is_classified_is_that_of_the_whole(
+    random_params, quick_jit, attention, classifier, how
+):
+    model = small_model(attention=attention, classifier=classifier, **how)
+    video = clips(3)
+    params = random_params(model, video)
+
+    def logits(params, capture):
+        return model.apply({'params': params}, video, capture_attention=capture)[0]
+
+    # With its attention captured, the last block is computed for all tokens.
+    alone, whole = (
+        quick_jit(functools.partial(logits, capture=capture))(params) for capture in (False, True)
+    )
+    np.testing.assert_allclose(alone, whole, rtol=1e-5, atol=1e-6)
+    slopes = [
+        quick_jit(jax.grad(lambda params, c=capture: jnp.sum(jnp.sin(logits(params, c)))))(params)
+        for capture in (False, True)
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *slopes)
+    # And it is what comes with all the other encoded tokens.
+    out = quick_jit(lambda params: model.apply({'params': params}, video)[1])(params)
+    np.testing.assert_allclose(out['encoded'][:, 0], out['pre_logits'], rtol=1e-5, atol=1e-6)
+    assert np.abs(np.diff(out['encoded'], axis=1)).min() > 0  # tokens differ
+
+
 # --- Captured attention ---
 
 

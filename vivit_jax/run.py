@@ -341,7 +341,9 @@ class Run:
             first_step=first,
             model={
                 'parameters': sum(math.prod(leaf.shape) for leaf in leaves),
-                'multiply_adds_per_clip': multiply_adds(self.model, experiment.clip_shape(self.config)),
+                'multiply_adds_per_clip': multiply_adds(
+                    self.model, experiment.clip_shape(self.config), logits_alone=True
+                ),
             },
             batch_size=self.config.training.batch_size,
             peak=peak,

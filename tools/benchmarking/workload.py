@@ -87,7 +87,7 @@ class Workload:
 
     def flops(self) -> dict[str, float]:
         """Returns the floating-point operations of a step forward and of a training step, counted by formula."""
-        once = self.batch * multiply_adds(self.make_model(), self.clip)
+        once = self.batch * multiply_adds(self.make_model(), self.clip, logits_alone=True)
         return {'forward': FORWARD_FLOPS * once, 'train': TRAIN_FLOPS * once}
 
     def parameters(self) -> int:

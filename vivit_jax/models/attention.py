@@ -37,7 +37,8 @@ Grid = tuple[int, int, int]
 
 Tokens = Float[Array, 'b n d']
 Heads = Float[Array, 'b heads n c']
-Weights = Float[Array, 'b heads n n']
+Queries = Float[Array, 'b heads q c']  # of all n tokens, or of some
+Weights = Float[Array, 'b heads q n']
 # The same with groups of tokens in the batch.
 Folded = Float[Array, 'bf heads m c']
 
@@ -102,7 +103,7 @@ def choose_backend(backend: str, shape: tuple[Any, ...], dtype: Any, device: Any
     return backend
 
 
-def plain(query: Heads, key: Heads, value: Heads) -> Heads:
+def plain(query: Queries, key: Heads, value: Heads) -> Queries:
     """Softmax attention with a matrix of all weights in memory; see `dot_product_attention`.
 
     What is divided by the sums over keys is the result, which is smaller than the weights as a rule.
@@ -117,24 +118,24 @@ def plain(query: Heads, key: Heads, value: Heads) -> Heads:
 
 
 def weighed(
-    query: Heads,
+    query: Queries,
     key: Heads,
     value: Heads,
     *,
     drop: Callable[[Weights], Weights] | None = None,
     watch: Callable[[Weights], Weights] | None = None,
-) -> tuple[Heads, Weights]:
+) -> tuple[Queries, Weights]:
     """Softmax attention that can show its weights and drop some; see `dot_product_attention`.
 
     Args:
-        query: Queries `[b heads n c]`, in the compute dtype.
-        key: Keys, same shape.
+        query: Queries `[b heads q c]`, in the compute dtype.
+        key: Keys `[b heads n c]`.
         value: Values, same shape.
         drop: Dropout for the attention weights, if any.
         watch: Is given the weights, if there is one, and gives those to go on with.
 
     Returns:
-        The mixed values `[b heads n c]` in the compute dtype, and the weights `[b heads n n]` in float32,
+        The mixed values `[b heads q c]` in the compute dtype, and the weights `[b heads q n]` in float32,
         before dropout.
     """
     weights = jax.nn.softmax(_scores(query, key), axis=-1)
@@ -144,7 +145,7 @@ def weighed(
     return jnp.einsum('bhqk,bhkc->bhqc', dropped, value), weights
 
 
-def _scores(query: Heads, key: Heads) -> Weights:
+def _scores(query: Queries, key: Heads) -> Weights:
     query = query / math.sqrt(query.shape[-1])
     return jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
 
@@ -173,7 +174,7 @@ class HeadMerge(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Heads) -> Tokens:
+    def __call__(self, x: Queries) -> Float[Array, 'b q d']:
         """Joins the heads of every token and projects them."""
         heads, per_head = x.shape[1], x.shape[3]
         width = heads * per_head
@@ -208,8 +209,12 @@ class MultiHeadAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, dict[str, Array]]:
-        """Returns the attended tokens `[b n d]` and, if `capture`, the attention weights by what they are over.
+    def __call__(
+        self, x: Tokens, *, train: bool, capture: bool, asking: int | None = None
+    ) -> tuple[Float[Array, 'b q d'], dict[str, Array]]:
+        """Returns the attended tokens `[b q d]` and, if `capture`, the attention weights by what they are over.
+
+        `asking` tokens, the first, look at all others (q of n, over 'all' only); None: all of them, q = n.
 
         The weights, taken before dropout, are `{'all': [b heads n n]}`, or `[b g heads m m]` with the g groups in
         the order of `groups` and the m tokens of each: `{'space': [b nt heads nh*nw nh*nw]}`,
@@ -222,7 +227,8 @@ class MultiHeadAttention(nn.Module):
             ValueError: If the grid cannot be cut as a 'window' or a 'grid' needs.
         """
         query, key, value = (
-            HeadProjection(self.num_heads, self.dtype, name=name)(x) for name in ('query', 'key', 'value')
+            HeadProjection(self.num_heads, self.dtype, name=name)(tokens)
+            for name, tokens in (('query', x[:, :asking]), ('key', x), ('value', x))
         )
         weights: dict[str, Array] = {}
         mixed = []
@@ -234,13 +240,15 @@ class MultiHeadAttention(nn.Module):
                 folded, folded_weights = weighed(*parts, drop=drop, watch=watch)
                 weights[over] = _unfold_batch(folded_weights, over, self.grid)
             else:
-                folded = self._mix(drop)(*parts)
+                folded = self._mix(drop, few=asking is not None)(*parts)
             mixed.append(_unfold(folded, over, self.grid))
         return HeadMerge(self.dtype, name='out')(jnp.concatenate(mixed, axis=1)), weights
 
-    def _mix(self, drop: Callable[[Weights], Weights] | None) -> Callable[..., Heads]:
-        """Returns the attention without its weights."""
+    def _mix(self, drop: Callable[[Weights], Weights] | None, *, few: bool) -> Callable[..., Heads]:
+        """Returns the attention without its weights; those of `few` queries are no matrix to be kept from memory."""
         mix: Callable[..., Heads] = functools.partial(dot_product_attention, backend=self.backend)
+        if few:
+            mix = plain
         if drop:
             mix = lambda *parts: weighed(*parts, drop=drop)[0]  # noqa: E731
         return jax.checkpoint(mix) if self.remat else mix
@@ -287,7 +295,7 @@ def _sizes(over: str, grid: Grid) -> dict[str, int]:
 
 
 def _fold(x: Heads, over: str, grid: Grid) -> Folded:
-    """Moves groups of tokens into the batch, cls tokens into each of them."""
+    """Moves groups of tokens into the batch, cls tokens into each of them; leaves x as it is over 'all'."""
     if over == 'all':
         return x
     num_cls = x.shape[2] - math.prod(grid)

@@ -116,11 +116,18 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens, drop_path_rate: Float[Array, ''] | None, *, train: bool, capture: bool
-    ) -> tuple[Tokens, dict[str, Array]]:
+        self,
+        x: Tokens,
+        drop_path_rate: Float[Array, ''] | None,
+        *,
+        train: bool,
+        capture: bool,
+        wanted: int | None = None,
+    ) -> tuple[Float[Array, 'b q d'], dict[str, Array]]:
         """Returns the tokens and, if `capture`, this block's attention weights by axis.
 
-        `drop_path_rate` is the probability of dropping a residual branch of this block; None: never.
+        `drop_path_rate` is the probability of dropping a residual branch of this block; None: never. Of the tokens
+        only the first `wanted` are computed, where the block's one attention is over 'all'; None: all of them.
         """
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
         # Scenic's names: a block with one attention numbers its parts, one with several names them.
@@ -141,14 +148,14 @@ class EncoderBlock(nn.Module):
                 name=f'MultiHeadDotProductAttention_{suffix}',
             )
             normed = norm(name=f'LayerNorm_{suffix}')(x[:, apart:])
-            branch, captured = attention(normed, train=train, capture=capture)
+            branch, captured = attention(normed, train=train, capture=capture, asking=wanted)
             branch = nn.Dropout(self.dropout_rate)(branch, deterministic=not train)
             if over in self.pattern.projected:
                 project = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.zeros)
                 branch = project(x.shape[-1], name=f'projection_{over}')(branch)
             if apart:
                 branch = jnp.pad(branch, ((0, 0), (apart, 0), (0, 0)))
-            x = x + DropPath()(branch, drop_path_rate, train=train)
+            x = x[:, :wanted] + DropPath()(branch, drop_path_rate, train=train)
             weights |= captured
         mlp = MlpBlock(
             hidden=self.mlp_dim,
@@ -179,6 +186,8 @@ class Encoder(nn.Module):
         scan_layers: Whether the compiler sees one block, which runs again and again, or all of them.
         remat: What the backward pass computes anew, one of `REMATS`.
         dtype: Compute dtype; what the blocks add to, layer by layer, is float32.
+        first_only: Whether nothing but the first token is classified: the last block computes it by itself. Not in a
+            scan, where all blocks are alike.
         make_block: `EncoderBlock` with everything set that all blocks share.
     """
 
@@ -193,21 +202,31 @@ class Encoder(nn.Module):
     scan_layers: bool
     remat: str
     dtype: jnp.dtype
+    first_only: bool
     make_block: Callable[..., EncoderBlock]
 
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, list[dict[str, Array]]]:
-        """Returns the encoded tokens `[b n d]` and, layer by layer, what the blocks captured."""
+    def __call__(
+        self, x: Tokens, *, train: bool, capture: bool
+    ) -> tuple[Tokens, Float[Array, 'b q d'], list[dict[str, Array]]]:
+        """Returns the encoded tokens `[b n d]`; those to classify, `[b q d]`; and what the blocks captured, by layer.
+
+        With `first_only` the token to classify is computed beside all others, without them: a compiled program that
+        does not return the others leaves them out, most of the last block.
+        """
         x = PositionEmbedding(self.position_embedding, self.grid, self.num_cls, name='posembed_input')(x)
         # Sums of many branches: in 16 bits they would lose more than all products do.
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train).astype(jnp.float32)
         if capture or self.is_initializing():
             x, weights = self._by_name(x, train=train, capture=capture)
+            read = x
         else:
-            x, weights = self._by_parameters(x, train=train), [{}] * self.num_layers
+            x, read = self._by_parameters(x, train=train)
+            weights = [{}] * self.num_layers
         if self.final_norm:
-            x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='encoder_norm')(x)
-        return x.astype(self.dtype), weights
+            norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='encoder_norm')
+            x, read = norm(x), norm(read)
+        return x.astype(self.dtype), read.astype(self.dtype), weights
 
     def _by_name(self, x: Tokens, *, train: bool, capture: bool) -> tuple[Tokens, list[dict[str, Array]]]:
         """Runs every block as a module of its own: makes its parameters, and can show its attention."""
@@ -219,32 +238,44 @@ class Encoder(nn.Module):
             weights.append(captured)
         return x, weights
 
-    def _by_parameters(self, x: Tokens, *, train: bool) -> Tokens:
-        """Runs the blocks as one function of their parameters: in a scan, in a loop, with or without remat."""
+    def _by_parameters(self, x: Tokens, *, train: bool) -> tuple[Tokens, Float[Array, 'b q d']]:
+        """Runs the blocks as one function of their parameters: in a scan, in a loop, with or without remat.
+
+        Returns:
+            The tokens, and those to classify.
+        """
         block = self.make_block(grid=self.grid, parent=None)
 
-        def run(x: Tokens, layer: tuple[Any, Array | None, Array | None]) -> tuple[Tokens, None]:
+        def run(
+            x: Tokens, layer: tuple[Any, Array | None, Array | None], wanted: int | None = None
+        ) -> tuple[Float[Array, 'b q d'], None]:
             params, rate, rng = layer
             params = sharding.gathered(params)
             rngs = None if rng is None else {'dropout': rng}
-            return block.apply({'params': params}, x, rate, train=train, capture=False, rngs=rngs)[0], None
+            settings: dict[str, Any] = {'train': train, 'capture': False, 'wanted': wanted, 'rngs': rngs}
+            return block.apply({'params': params}, x, rate, **settings)[0], None
 
-        scanned = self.scan_layers and self.num_layers > 1
-        if self.remat in POLICIES:
+        def as_set(wanted: int | None = None, *, prevent_cse: bool = True) -> Callable[..., Any]:
+            body = functools.partial(run, wanted=wanted)
+            if self.remat not in POLICIES:
+                return body
             # A scan's body is computed anew as it is; elsewhere the compiler would find both computations the same.
-            run = jax.checkpoint(run, policy=POLICIES[self.remat], prevent_cse=not scanned)
+            return jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=prevent_cse)
+
         params = [self.variables['params'][f'encoderblock_{layer}'] for layer in range(self.num_layers)]
         rngs = (
             jax.random.split(self.make_rng('dropout'), self.num_layers) if self.has_rng('dropout') else None
         )
         rates = self._drop_path_rates()
-        if scanned:
+        if self.scan_layers and self.num_layers > 1:
             stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
-            return jax.lax.scan(run, x, (stacked, rates, rngs))[0]
+            x, _ = jax.lax.scan(as_set(prevent_cse=False), x, (stacked, rates, rngs))
+            return x, x
+        before = x
         for layer, own in enumerate(params):
-            each = (None if several is None else several[layer] for several in (rates, rngs))
-            x, _ = run(x, (own, *each))
-        return x
+            each = [None if several is None else several[layer] for several in (rates, rngs)]
+            before, (x, _) = x, as_set()(x, (own, *each))
+        return x, as_set(wanted=1)(before, (own, *each))[0] if self.first_only else x
 
     def _drop_path_rates(self) -> Float[Array, 'layers'] | None:
         """Returns the rate of every block, None where none is ever dropped."""

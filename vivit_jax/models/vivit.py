@@ -16,6 +16,7 @@ from vivit_jax.models.encoder import ACTIVATIONS, REMATS, Encoder, EncoderBlock
 from vivit_jax.models.patterns import ATTENTION_ORDERS, ATTENTIONS, PATTERNS, pattern_of
 
 CLASSIFIERS = ('token', 'gap', 'gmp', 'gsp', 'first_token')
+FIRST = ('token', 'first_token')  # those that read the first token alone
 EMBEDDINGS = ('tubelet', 'uniform_frame_sampling')
 DTYPES = ('float32', 'bfloat16')
 
@@ -150,18 +151,18 @@ class ViViT(nn.Module):
         encode = functools.partial(self._encode, train=train, capture=capture_attention)
         out: dict[str, Any] = {'tokens': tokens}
         if self.attention == 'factorised_encoder':
-            encoded, attention = self._factorised_encoder(tokens, encode, out)
+            encoded, read, attention = self._factorised_encoder(tokens, encode, out)
         else:
             grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
             flat = rearrange(tokens, 'b nt nh nw d -> b (nt nh nw) d')
-            encoded, weights = encode(flat, grid, self.num_layers, '', 'Transformer')
+            encoded, read, weights = encode(flat, grid, self.num_layers, '', 'Transformer')
             attention = {'Transformer': weights}
         out['encoded'] = encoded
         if capture_attention:
             out['attention'] = attention
         # Frame representations, when nothing encodes them together, are averaged whatever the classifier.
         averaging = self.attention == 'factorised_encoder' and self.temporal_layers == 0
-        x = pool(encoded, 'gap' if averaging else self.classifier)
+        x = pool(read, 'gap' if averaging else self.classifier)
         if self.representation_size:
             x = jnp.tanh(
                 nn.Dense(self.representation_size, dtype=jnp.dtype(self.dtype), name='pre_logits')(x)
@@ -181,8 +182,12 @@ class ViViT(nn.Module):
         *,
         train: bool,
         capture: bool,
-    ) -> tuple[Encoded, list[dict[str, Array]]]:
-        """Runs an encoder over the tokens, with a cls token before them if the classifier wants one."""
+    ) -> tuple[Encoded, Float[Array, 'b q d'], list[dict[str, Array]]]:
+        """Runs an encoder over the tokens, with a cls token before them if the classifier wants one.
+
+        Returns:
+            As `Encoder` does.
+        """
         with_cls = self.classifier == 'token'
         if with_cls:
             cls = self.param(f'cls{cls_suffix}', nn.initializers.zeros, (1, 1, self.width))
@@ -214,6 +219,7 @@ class ViViT(nn.Module):
             scan_layers=self.scan_layers,
             remat=self.remat,
             dtype=dtype,
+            first_only=reads_first(self),
             make_block=make_block,
             name=name,
         )
@@ -221,26 +227,35 @@ class ViViT(nn.Module):
 
     def _factorised_encoder(
         self, tokens: Float[Array, 'b nt nh nw d'], encode: Any, out: dict[str, Any]
-    ) -> tuple[Encoded, dict[str, list[dict[str, Array]]]]:
+    ) -> tuple[Encoded, Float[Array, 'b q d'], dict[str, list[dict[str, Array]]]]:
         """Encodes every frame by itself, then the frames' representations together (Model 2)."""
         batch, nt, nh, nw, _ = tokens.shape
         frames = rearrange(tokens, 'b nt nh nw d -> (b nt) (nh nw) d')
         name = 'SpatialTransformer'
-        x, weights = encode(frames, (1, nh, nw), self.num_layers, f'_{name}', name)
+        x, read, weights = encode(frames, (1, nh, nw), self.num_layers, f'_{name}', name)
         out['spatial'] = rearrange(x, '(b nt) n d -> b nt n d', b=batch)
         per_frame = [{'space': rearrange(w['all'], '(b t) h q k -> b t h q k', t=nt)} for w in weights if w]
         attention = {name: per_frame}
-        x = rearrange(pool(x, self.classifier), '(b nt) d -> b nt d', b=batch)
+        x = read = rearrange(pool(read, self.classifier), '(b nt) d -> b nt d', b=batch)
         if self.temporal_layers:
             name = 'TemporalTransformer'
-            x, weights = encode(x, (nt, 1, 1), self.temporal_layers, f'_{name}', name)
+            x, read, weights = encode(x, (nt, 1, 1), self.temporal_layers, f'_{name}', name)
             attention[name] = [{'time': w['all']} for w in weights if w]
-        return x, attention
+        return x, read, attention
+
+
+def reads_first(model: ViViT) -> bool:
+    """Tells whether the first token, all that is classified, is computed by itself in the last block.
+
+    In a scan all blocks are alike.
+    """
+    alone = pattern_of(model.attention, model.attention_order).attends == ('all',)
+    return model.classifier in FIRST and alone and not model.scan_layers
 
 
 def pool(x: Float[Array, 'b n d'], classifier: str) -> Float[Array, 'b d']:
     """Reduces encoded tokens to one vector a row, as `classifier` says."""
-    if classifier in ('token', 'first_token'):
+    if classifier in FIRST:
         return x[:, 0]
     if classifier == 'gmp':
         # Not `max`: its gradient compares with the maximum, which a compiler may have computed with other rounding.

@@ -50,7 +50,7 @@ class RunFacts:
     Args:
         folder: The workdir.
         first_step: Steps that were done before; 0 begins a new account.
-        model: `parameters`, and `multiply_adds_per_clip` of a pass forward.
+        model: `parameters`, and `multiply_adds_per_clip` of a pass forward to the logits.
         batch_size: Clips of a step.
         peak: What the devices can do.
         spent: Where the run's time goes; read at every writing.
