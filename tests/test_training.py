@@ -397,7 +397,9 @@ def test_a_run_leaves_an_account_of_itself(uninterrupted):
     model = evaluate.experiment.make_model(tiny())
     assert facts['exit'] == 'done'
     assert facts['parameters'] == sum(leaf.size for leaf in jax.tree.leaves(parameters(folder, tiny())[1]))
-    assert facts['multiply_adds_per_clip'] == vivit_jax.multiply_adds(model, (16, 32, 32, 1))
+    assert facts['multiply_adds_per_clip'] == vivit_jax.multiply_adds(
+        model, (16, 32, 32, 1), logits_alone=True
+    )
     (session,) = facts['sessions']
     assert (session['first_step'], session['last_step']) == (0, 20)
     # All but the first of its 20 steps of 8 clips are timed.

@@ -102,6 +102,22 @@ MASKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Multiplies all gradients by max_norm / |g| where their global norm |g| is at least `max_norm`.
+
+    Optax's own divides every number by |g| before it multiplies: a pass over all of them more, as compilers do not
+    repeat divisions in what comes after.
+    """
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        del params
+        norm = optax.global_norm(updates)
+        scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: g * scale, updates), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
 def decay_after_update(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Shrinks the weights after the step they just took: w <- (w + u) (1 - lr * decay).
 
@@ -214,7 +230,7 @@ def create_optimizer(
     if weight_decay > 0 and weight_decay_mode == 'l2':
         pieces.append(optax.add_decayed_weights(weight_decay, mask))
     if max_grad_norm > 0:
-        pieces.append(optax.clip_by_global_norm(max_grad_norm))
+        pieces.append(clip_by_global_norm(max_grad_norm))
     if name == 'momentum':
         piece, moment = optax.trace(momentum), 'trace'
     else:

@@ -136,13 +136,14 @@ def train_step(
         'grad_norm': optax.global_norm(gradient),
         'update_norm': optax.global_norm(updates),
     }
-    learnt = optax.global_norm(jax.tree.map(lambda yes, w: w if yes else None, learns, params))
-    # Where all that learns is 0, as a new head before its first update, so is the update.
-    scalars['update_ratio'] = scalars['update_norm'] / jnp.maximum(learnt, jnp.finfo(jnp.float32).tiny)
     # Always, whatever a run does about it: one program, so that the numbers do not depend on that.
     finite = jnp.isfinite(scalars['loss']) & jnp.isfinite(scalars['grad_norm'])
     changed, before = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before)
+    # Of what is kept: the norm of anything else would be taken of a copy of it.
+    learnt = optax.global_norm(jax.tree.map(lambda yes, w: w if yes else None, learns, kept[0]))
+    # Where all that learns is 0, as a new head before its first update, so is the update.
+    scalars['update_ratio'] = scalars['update_norm'] / jnp.maximum(learnt, jnp.finfo(jnp.float32).tiny)
     return TrainState(state.step + 1, *kept), scalars
 
 
