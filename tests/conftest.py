@@ -17,6 +17,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from vivit_jax import host_memory
 from vivit_jax.models.vivit import ViViT, create_model
 
 # Before any backend starts; an accelerator takes part only if JAX_PLATFORMS asks for it.
@@ -26,7 +27,11 @@ jax.config.update('jax_default_matmul_precision', 'highest')
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps compiled programs for later tests and runs, in each worker for itself: jax writes them in place."""
+    """Keeps compiled programs for later tests and runs, in each worker for itself: jax writes them in place.
+
+    Memory is given back as ever: commands that run within a test would keep it for all other tests.
+    """
+    host_memory.SETTINGS.clear()
     worker = getattr(config, 'workerinput', {}).get('workerid', 'main')
     if hasattr(config, 'cache'):
         folder = str(config.cache.mkdir(f'jax-{worker}'))

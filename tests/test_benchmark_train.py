@@ -180,11 +180,13 @@ def test_a_configuration_says_what_is_computed():
 
 
 def test_operations_are_counted_by_formula():
-    once = multiply_adds(TINY.make_model(), TINY.clip)
+    once = multiply_adds(TINY.make_model(), TINY.clip, logits_alone=True)
     assert TINY.flops() == {'forward': 2 * 2 * once, 'train': 3 * 2 * 2 * once}
     # 2 x 2 x 2 tokens and one for the class; embedding, two blocks, head.
     block = 9 * (4 * 16**2 + 2 * 16 * 24) + 2 * 9**2 * 16
-    assert once == 8 * (2 * 8 * 8 * 3) * 16 + 2 * block + 16 * 5
+    # In the last, keys and values of all tokens; the rest for the class alone.
+    last = 9 * 2 * 16**2 + 2 * 16**2 + 2 * 16 * 24 + 2 * 9 * 16
+    assert once == 8 * (2 * 8 * 8 * 3) * 16 + block + last + 16 * 5
 
 
 @pytest.mark.parametrize(

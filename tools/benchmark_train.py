@@ -11,7 +11,8 @@ contenders:
   ours         the package's model and step, computed as the options say, or as it does by default
   ours-loop    the same with the layers in a python loop, nothing recomputed
   ours-plain   the same, with plain attention too
-  reference    what Scenic's ViViT computes, out of linen's own layers (tools/benchmarking/reference.py)
+  reference    what Scenic's ViViT computes, out of linen's own layers (tools/benchmarking/reference.py);
+               reference-kept: with memory kept from step to step, which our commands do on CPUs
   hf-eager     Hugging Face's ViViT in PyTorch, SDPA; Model 1 only; twice, with OpenMP's threads spinning while they
                wait, and sleeping: the faster one counts
   hf-compiled  the same after torch.compile

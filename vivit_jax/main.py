@@ -182,12 +182,13 @@ def _run(mode: str, config: ConfigDict, workdir: str) -> tuple[int, str]:
     # Not before the command line is understood: importing jax takes a while.
     import jax
 
-    from vivit_jax import closing, compile_cache, dry_run, evaluate, lock, train
+    from vivit_jax import closing, compile_cache, dry_run, evaluate, host_memory, lock, train
     from vivit_jax.checkpoint import NotSaved
     from vivit_jax.data.workers import WorkerLost
     from vivit_jax.signals import Stopped
 
     compile_cache.enable()
+    host_memory.keep()
     distributed.check()
     if xla_preset.is_deterministic() and jax.process_index() == 0:
         print(xla_preset.about_determinism(jax.default_backend()))

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarking import measuring
 from benchmarking.workload import Workload
 from vivit_jax import config as config_module
+from vivit_jax import host_memory
 from vivit_jax.telling import memory
 
 BFLOAT16 = '-bf16'
@@ -36,6 +37,8 @@ def make(name: str, workload: Workload) -> Any:
         return TorchContender(workload, compiled=base == 'hf-compiled', bfloat16=bfloat16)
     from benchmarking.jax_contender import JaxContender
 
+    if base != 'reference':
+        host_memory.keep()  # as our commands do
     return JaxContender(base, workload)
 
 

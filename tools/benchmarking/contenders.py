@@ -16,7 +16,7 @@ from benchmarking.workload import Workload
 
 TOOLS = pathlib.Path(__file__).parent.parent
 OURS = ('ours', 'ours-loop', 'ours-plain')
-JAX = (*OURS, 'reference')
+JAX = (*OURS, 'reference', 'reference-kept')
 TORCH = ('hf-eager', 'hf-compiled')
 NAMES = (*JAX, *TORCH)
 # PyTorch's threads spin while they wait for one another, which costs where other processes want the cores; whichever

@@ -24,6 +24,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# As it is, and with memory kept from step to step, as our commands keep it.
+REFERENCES = ('reference', 'reference-kept')
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """What a contender runs, as pure functions.
@@ -44,8 +48,8 @@ class Programs:
 
 
 def programs(name: str, workload: Workload) -> Programs:
-    """Returns the programs of 'reference' or one of `VARIANTS`."""
-    return _reference(workload) if name == 'reference' else ours(workload.changed(**VARIANTS[name]))
+    """Returns the programs of `REFERENCES` or one of `VARIANTS`."""
+    return _reference(workload) if name in REFERENCES else ours(workload.changed(**VARIANTS[name]))
 
 
 def ours(workload: Workload, mesh: Mesh | None = None) -> Programs:

@@ -169,9 +169,10 @@ def predict(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     out = rich.console.Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     with Progress(out if out.is_terminal else notes) as progress:
         with progress.phase('loading the model'):
-            from vivit_jax import compile_cache, experiment, feeding, inference
+            from vivit_jax import compile_cache, experiment, feeding, host_memory, inference
 
             compile_cache.enable()
+            host_memory.keep()
             model = inference.load(options.checkpoint, overrides, dtype=options.dtype)
         looking = experiment.examination(model.config, progress.counter('looking into files'))
         source = model.open(options.names, window=options.window, every=options.every, looking=looking)
