@@ -95,14 +95,13 @@ def test_all_that_run_here_are_compared(run, tmp_path):
 @pytest.mark.parametrize('pattern', ['space', 'time'])
 def test_three_ways_to_keep_frames_apart_are_the_same(tool, pattern):
     options = argparse.Namespace(pattern=pattern, frames=3, backends=['xla', 'blockwise'], dtype='float32')
-    shape = (2, 2, 12, 8)
     random = np.random.default_rng(0)
-    query, key, value, gradient = (random.normal(size=shape).astype(np.float32) for _ in range(4))
+    query, key, value, gradient = (random.normal(size=(2, 12, 2, 8)).astype(np.float32) for _ in range(4))
     frame = np.arange(12) // 4 if pattern == 'space' else np.arange(12) % 4
-    scores = np.einsum('bhqc,bhkc->bhqk', query, key) / np.sqrt(8)
+    scores = np.einsum('bqhc,bkhc->bhqk', query, key) / np.sqrt(8)
     weights = np.exp(scores) * (frame[:, None] == frame)
-    expected = np.einsum('bhqk,bhkc->bhqc', weights / weights.sum(axis=-1, keepdims=True), value)
-    found = tool.ways(options, shape)
+    expected = np.einsum('bhqk,bkhc->bqhc', weights / weights.sum(axis=-1, keepdims=True), value)
+    found = tool.ways(options, (2, 2, 12, 8))
     assert [way.name for way in found] == ['folded, xla', 'folded, blockwise', 'batch axes', 'vmap']
     gradients = []
     for way in found:

@@ -280,9 +280,10 @@ def ways(options: argparse.Namespace, shape: tuple[int, ...]) -> list[Way]:
         return found
     sizes = {'t': options.frames, 'h': shape[2] // options.frames, 'w': 1}
     fold = functools.partial(_folded, pattern=options.pattern, sizes=sizes)
-    found = [Way(f'folded, {name}', functools.partial(fold, name)) for name in backends]
     apart = functools.partial(_apart, pattern=options.pattern, frames=options.frames)
-    return [*found, Way('batch axes', apart(_formula)), Way('vmap', apart(_vmapped))]
+    found = {f'folded, {name}': functools.partial(fold, name) for name in backends}
+    found |= {'batch axes': apart(_formula), 'vmap': apart(_vmapped)}
+    return [Way(name, attention, tokens_first=True) for name, attention in found.items()]
 
 
 def _possible(options: argparse.Namespace, shape: tuple[int, ...]) -> list[str]:
@@ -308,8 +309,8 @@ def _apart(attention: Attention, *, pattern: str, frames: int) -> Attention:
     split = 'b heads t s c' if pattern == 'space' else 'b heads s t c'
 
     def attend(*parts: jax.Array) -> jax.Array:
-        mixed = attention(*(rearrange(part, f'b heads (t s) c -> {split}', t=frames) for part in parts))
-        return rearrange(mixed, f'{split} -> b heads (t s) c')
+        mixed = attention(*(rearrange(part, f'b (t s) heads c -> {split}', t=frames) for part in parts))
+        return rearrange(mixed, f'{split} -> b (t s) heads c')
 
     return attend
 

@@ -15,16 +15,16 @@ from jaxtyping import Array, Float, Int
 from vivit_jax.models import accelerated
 from vivit_jax.models.blockwise import blockwise
 
-# How tokens that do not attend to one another go apart, into the batch.
+# How tokens that do not attend to one another go apart, into the batch; and heads before the rest, in the same turn.
 FOLDS = {
-    'space': 'b heads (t h w) c -> (b t) heads (h w) c',
-    'time': 'b heads (t h w) c -> (b h w) heads t c',
-    'height': 'b heads (t h w) c -> (b t w) heads h c',
-    'width': 'b heads (t h w) c -> (b t h) heads w c',
+    'space': 'b (t h w) heads c -> (b t) heads (h w) c',
+    'time': 'b (t h w) heads c -> (b h w) heads t c',
+    'height': 'b (t h w) heads c -> (b t w) heads h c',
+    'width': 'b (t h w) heads c -> (b t h) heads w c',
     # A quarter of every frame, all frames of it: a neighbourhood.
-    'window': 'b heads (t i h j w) c -> (b i j) heads (t h w) c',
+    'window': 'b (t i h j w) heads c -> (b i j) heads (t h w) c',
     # Every second token along all three axes: the whole clip, coarsely.
-    'grid': 'b heads (t k h i w j) c -> (b k i j) heads (t h w) c',
+    'grid': 'b (t k h i w j) heads c -> (b k i j) heads (t h w) c',
 }
 # Into how many parts time, height and width are cut: k, i and j above.
 PARTS = {'window': (1, 2, 2), 'grid': (2, 2, 2)}
@@ -36,6 +36,7 @@ LONG = 256
 Grid = tuple[int, int, int]
 
 Tokens = Float[Array, 'b n d']
+Split = Float[Array, 'b n heads c']  # as they are projected: no more than another view of `b n d`
 Heads = Float[Array, 'b heads n c']
 Queries = Float[Array, 'b heads q c']  # of all n tokens, or of some
 Weights = Float[Array, 'b heads q n']
@@ -151,13 +152,13 @@ def _scores(query: Queries, key: Heads) -> Weights:
 
 
 class HeadProjection(nn.Module):
-    """A linear map into heads: `[b n d] -> [b heads n c]`, kernel `[d heads c]`, bias `[heads c]`."""
+    """A linear map into heads: `[b n d] -> [b n heads c]`, kernel `[d heads c]`, bias `[heads c]`."""
 
     num_heads: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Heads:
+    def __call__(self, x: Tokens) -> Split:
         """Projects every token into `num_heads` vectors of `d / num_heads` numbers."""
         width = x.shape[-1]
         per_head = (self.num_heads, width // self.num_heads)
@@ -165,23 +166,23 @@ class HeadProjection(nn.Module):
         kernel = self.param('kernel', _reshaped_xavier((width, width)), (width, *per_head))
         bias = self.param('bias', nn.initializers.zeros, per_head)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return jnp.einsum('bnd,dhc->bhnc', x, kernel) + bias[:, None, :]
+        return jnp.einsum('bnd,dhc->bnhc', x, kernel) + bias
 
 
 class HeadMerge(nn.Module):
-    """The linear map out of the heads: `[b heads n c] -> [b n d]`, kernel `[heads c d]`, bias `[d]`."""
+    """The linear map out of the heads: `[b n heads c] -> [b n d]`, kernel `[heads c d]`, bias `[d]`."""
 
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Queries) -> Float[Array, 'b q d']:
+    def __call__(self, x: Split) -> Tokens:
         """Joins the heads of every token and projects them."""
-        heads, per_head = x.shape[1], x.shape[3]
+        heads, per_head = x.shape[2:]
         width = heads * per_head
         kernel = self.param('kernel', _reshaped_xavier((width, width)), (heads, per_head, width))
         bias = self.param('bias', nn.initializers.zeros, (width,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return jnp.einsum('bhnc,hcd->bnd', x, kernel) + bias
+        return jnp.einsum('bnhc,hcd->bnd', x, kernel) + bias
 
 
 class MultiHeadAttention(nn.Module):
@@ -233,7 +234,7 @@ class MultiHeadAttention(nn.Module):
         weights: dict[str, Array] = {}
         mixed = []
         for over, heads in self._heads_by_group():
-            parts = [_fold(part[:, heads], over, self.grid) for part in (query, key, value)]
+            parts = [_fold(part[:, :, heads], over, self.grid) for part in (query, key, value)]
             drop = self._drop() if train and self.dropout_rate else None
             if capture:
                 watch = functools.partial(self.perturb, over)
@@ -242,7 +243,7 @@ class MultiHeadAttention(nn.Module):
             else:
                 folded = self._mix(drop, few=asking is not None)(*parts)
             mixed.append(_unfold(folded, over, self.grid))
-        return HeadMerge(self.dtype, name='out')(jnp.concatenate(mixed, axis=1)), weights
+        return HeadMerge(self.dtype, name='out')(jnp.concatenate(mixed, axis=2)), weights
 
     def _mix(self, drop: Callable[[Weights], Weights] | None, *, few: bool) -> Callable[..., Heads]:
         """Returns the attention without its weights; those of `few` queries are no matrix to be kept from memory."""
@@ -279,7 +280,7 @@ def groups(over: str, grid: Grid) -> Int[np.ndarray, 'g m']:
     places = np.arange(math.prod(grid))
     if over == 'all':
         return places[None]
-    return rearrange(places[None, None, :, None], FOLDS[over], **_sizes(over, grid))[:, 0, :, 0]
+    return rearrange(places[None, :, None, None], FOLDS[over], **_sizes(over, grid))[:, 0, :, 0]
 
 
 def _sizes(over: str, grid: Grid) -> dict[str, int]:
@@ -294,30 +295,30 @@ def _sizes(over: str, grid: Grid) -> dict[str, int]:
     return sizes | {axis: part for axis, part in zip('kij', parts, strict=True) if part > 1}
 
 
-def _fold(x: Heads, over: str, grid: Grid) -> Folded:
-    """Moves groups of tokens into the batch, cls tokens into each of them; leaves x as it is over 'all'."""
+def _fold(x: Split, over: str, grid: Grid) -> Folded:
+    """Moves groups of tokens into the batch, cls tokens into each of them, and heads before tokens."""
     if over == 'all':
-        return x
-    num_cls = x.shape[2] - math.prod(grid)
-    folded = rearrange(x[:, :, num_cls:], FOLDS[over], **_sizes(over, grid))
+        return rearrange(x, 'b n heads c -> b heads n c')
+    num_cls = x.shape[1] - math.prod(grid)
+    folded = rearrange(x[:, num_cls:], FOLDS[over], **_sizes(over, grid))
     if not num_cls:
         return folded
-    cls = repeat(x[:, :, :num_cls], 'b heads m c -> (b g) heads m c', g=len(groups(over, grid)))
+    cls = repeat(x[:, :num_cls], 'b m heads c -> (b g) heads m c', g=len(groups(over, grid)))
     return jnp.concatenate([cls, folded], axis=2)
 
 
-def _unfold(x: Folded, over: str, grid: Grid) -> Heads:
+def _unfold(x: Folded, over: str, grid: Grid) -> Split:
     """Undoes `_fold`, with the average of the cls tokens."""
     if over == 'all':
-        return x
+        return rearrange(x, 'b heads n c -> b n heads c')
     num_groups, in_group = groups(over, grid).shape
     num_cls = x.shape[2] - in_group
     tokens, folded = FOLDS[over].split(' -> ')
     unfolded = rearrange(x[:, :, num_cls:], f'{folded} -> {tokens}', **_sizes(over, grid))
     if not num_cls:
         return unfolded
-    cls = reduce(x[:, :, :num_cls], '(b g) heads m c -> b heads m c', 'mean', g=num_groups)
-    return jnp.concatenate([cls, unfolded], axis=2)
+    cls = reduce(x[:, :, :num_cls], '(b g) heads m c -> b m heads c', 'mean', g=num_groups)
+    return jnp.concatenate([cls, unfolded], axis=1)
 
 
 def _unfold_batch(weights: Weights, over: str, grid: Grid) -> Array:
