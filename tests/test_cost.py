@@ -185,6 +185,18 @@ def test_xla_counts_the_same(attention):
     assert 1.0 < counted / (2 * multiply_adds(model, SMALL_CLIP)) < 1.03
 
 
+@pytest.mark.parametrize('attention', ATTENTIONS[:2])
+def test_xla_leaves_out_what_no_logit_depends_on(attention):
+    sizes = {'num_layers': 2, 'temporal_layers': 2, 'width': 256, 'mlp_dim': 512, 'tubelet': (2, 4, 6)}
+    model = create_model(5, **(SMALL | sizes | {'attention': attention, 'classifier': 'token'}))
+    video = jax.ShapeDtypeStruct((1, *SMALL_CLIP), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), video)
+    logits = jax.jit(lambda params, video: model.apply(params, video)[0])
+    counted = logits.lower(params, video).compile().cost_analysis()['flops'] / 2
+    assert 1.0 < counted / multiply_adds(model, SMALL_CLIP, logits_alone=True) < 1.05
+    assert counted < 0.9 * multiply_adds(model, SMALL_CLIP)
+
+
 def test_a_clip_that_does_not_fit():
     model = create_model(5, **SMALL)
     with pytest.raises(ValueError, match=r'does not divide the clip \(9, 8, 12\)'):

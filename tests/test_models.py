@@ -621,7 +621,13 @@ def test_expectation_is_kept(random_params, quick_jit, setting):
 
 @pytest.mark.parametrize(
     'how',
-    [{}, {'scan_layers': True}, {'remat': 'block'}, {'remat': 'attention', 'num_layers': 1}],
+    [
+        {},
+        {'scan_layers': True},
+        {'remat': 'block'},
+        {'remat': 'attention', 'num_layers': 1},
+        {'attention_backend': 'blockwise'},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize('classifier', ['token', 'first_token'])

@@ -320,11 +320,12 @@ def test_a_model_within_a_mesh_of_ones_own(unchecked):
 
 
 @pytest.mark.slow
-def test_the_largest_model_is_held_in_parts_and_nowhere_whole(unchecked):
+@pytest.mark.parametrize('remat', ['none', 'block'])
+def test_the_largest_model_is_held_in_parts_and_nowhere_whole(unchecked, remat):
     """ViViT-H's blocks, four of its 32: state and step as `run.Run` compiles them, with an eighth on each device."""
     mesh = sharding.make_mesh(8)
     huge = {'num_heads': 16, 'width': 1280, 'mlp_dim': 5120, 'tubelet': (2, 14, 14)}
-    model = create_model(8, num_layers=4, temporal_layers=0, remat='block', scan_layers=True, **huge)
+    model = create_model(8, num_layers=4, temporal_layers=0, remat=remat, scan_layers=True, **huge)
     clip = (4, 28, 28, 3)
     create = functools.partial(create_state, model, momentum(), clip, seed=0, with_ema=False)
     shapes = jax.eval_shape(create)

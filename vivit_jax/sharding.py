@@ -87,17 +87,22 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def is_split() -> bool:
+    """Tells whether the mesh in use splits parameters; without one, or with one not of `make_mesh`, it does not."""
+    return bool(jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) > 1)
+
+
 def gathered(tree: Any, but: str = '') -> Any:
     """Brings parameters together on every device of the mesh in use, as long as what takes them computes.
 
     Left to itself the compiler leaves parameters split and gathers the activations of the whole batch instead, on
-    every device. Without a mesh in use (`in_use`), or with one that is not of `make_mesh`, nothing is done.
+    every device. Where nothing `is_split`, nothing is done.
 
     Args:
         tree: Parameters.
         but: Those with this in their path stay as they are, if it is not empty.
     """
-    if jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1:
+    if not is_split():
         return tree
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:

@@ -186,8 +186,8 @@ class Encoder(nn.Module):
         scan_layers: Whether the compiler sees one block, which runs again and again, or all of them.
         remat: What the backward pass computes anew, one of `REMATS`.
         dtype: Compute dtype; what the blocks add to, layer by layer, is float32.
-        first_only: Whether nothing but the first token is classified: the last block computes it by itself. Not in a
-            scan, where all blocks are alike.
+        first_only: Whether nothing but the first token is classified: the last block computes it by itself. Neither
+            in a scan, where all blocks are alike, nor with dropout, which draws for tokens together.
         make_block: `EncoderBlock` with everything set that all blocks share.
     """
 
@@ -249,18 +249,15 @@ class Encoder(nn.Module):
         def run(
             x: Tokens, layer: tuple[Any, Array | None, Array | None], wanted: int | None = None
         ) -> tuple[Float[Array, 'b q d'], None]:
-            params, rate, rng = layer
-            params = sharding.gathered(params)
-            rngs = None if rng is None else {'dropout': rng}
-            settings: dict[str, Any] = {'train': train, 'capture': False, 'wanted': wanted, 'rngs': rngs}
-            return block.apply({'params': params}, x, rate, **settings)[0], None
+            return _run_block(x, *layer, block=block, train=train, wanted=wanted), None
 
         def as_set(wanted: int | None = None, *, prevent_cse: bool = True) -> Callable[..., Any]:
             body = functools.partial(run, wanted=wanted)
-            if self.remat not in POLICIES:
+            if self.remat not in POLICIES and not sharding.is_split():
                 return body
+            policy = POLICIES.get(self.remat, _all_but(params[0]))
             # A scan's body is computed anew as it is; elsewhere the compiler would find both computations the same.
-            return jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=prevent_cse)
+            return jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)
 
         params = [self.variables['params'][f'encoderblock_{layer}'] for layer in range(self.num_layers)]
         rngs = (
@@ -282,3 +279,35 @@ class Encoder(nn.Module):
         if not self.drop_path_rate:
             return None
         return self.drop_path_rate * jnp.arange(1, self.num_layers + 1) / self.num_layers
+
+
+def _all_but(params: Any) -> Callable[..., bool]:
+    """Returns the policy that keeps all for the backward pass but copies of parameters.
+
+    Where they are split over devices, each block would leave a whole copy of its own there, of all blocks together
+    that of the model: so they are brought together, and converted, once more.
+    """
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+
+    def keep(primitive: Any, *inputs: Any, **_: Any) -> bool:
+        del primitive
+        return len(inputs) != 1 or inputs[0].shape not in shapes
+
+    return keep
+
+
+@functools.partial(jax.jit, static_argnames=('block', 'train', 'wanted'))
+def _run_block(
+    x: Tokens,
+    params: Any,
+    rate: Float[Array, ''] | None,
+    rng: Array | None,
+    *,
+    block: EncoderBlock,
+    train: bool,
+    wanted: int | None,
+) -> Float[Array, 'b q d']:
+    """Runs a block with its parameters; as a program of its own it is traced once for all layers that are alike."""
+    rngs = None if rng is None else {'dropout': rng}
+    variables = {'params': sharding.gathered(params)}
+    return block.apply(variables, x, rate, train=train, capture=False, wanted=wanted, rngs=rngs)[0]

@@ -247,10 +247,11 @@ class ViViT(nn.Module):
 def reads_first(model: ViViT) -> bool:
     """Tells whether the first token, all that is classified, is computed by itself in the last block.
 
-    In a scan all blocks are alike.
+    Not in a scan, where all blocks are alike, nor with dropout, whose draws for one token are others than for all.
     """
     alone = pattern_of(model.attention, model.attention_order).attends == ('all',)
-    return model.classifier in FIRST and alone and not model.scan_layers
+    draws = model.dropout_rate > 0 or model.attention_dropout_rate > 0
+    return model.classifier in FIRST and alone and not (draws or model.scan_layers)
 
 
 def pool(x: Float[Array, 'b n d'], classifier: str) -> Float[Array, 'b d']:
