@@ -60,7 +60,7 @@ def test_a_step_asks_for_no_memory_anew():
 @pytest.mark.parametrize(
     'setting',
     [
-        {'MALLOC_TRIM_THRESHOLD_': '131072'},
+        {'MALLOC_MMAP_THRESHOLD_': '131072'},
         {'GLIBC_TUNABLES': 'glibc.malloc.mmap_threshold=131072'},
         {'JAX_CPU_ENABLE_ASYNC_DISPATCH': '1'},
     ],
@@ -71,9 +71,14 @@ def test_what_the_user_has_set_stays(setting):
     assert not kept
 
 
-def test_accelerators_change_nothing(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(OURS)]:
-        monkeypatch.delenv(name)
+def test_what_is_set_of_another_kind_changes_nothing():
+    kept, _, _ = start(MALLOC_ARENA_MAX='2')
+    assert kept
+
+
+def test_where_an_accelerator_computes_nothing_is_kept(monkeypatch):
+    for name in host_memory.OTHERS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host_memory.jax, 'default_backend', lambda: 'gpu')
     monkeypatch.setattr(host_memory.jax.config, 'update', lambda *_: None)
     monkeypatch.setattr(host_memory.ctypes, 'CDLL', None)  # is not asked

@@ -12,6 +12,15 @@ import os
 import jax
 
 DISPATCH = 'jax_cpu_enable_async_dispatch'
+# What the environment says of the same; variables of glibc, but for the first.
+OTHERS = (
+    DISPATCH.upper(),
+    'GLIBC_TUNABLES',
+    'MALLOC_TRIM_THRESHOLD_',
+    'MALLOC_MMAP_MAX_',
+    'MALLOC_MMAP_THRESHOLD_',
+    'MALLOC_TOP_PAD_',
+)
 # Parameters of mallopt(3), and what keeps memory.
 SETTINGS = {
     -1: -1,  # M_TRIM_THRESHOLD: never give back what is free at the end of the heap.
@@ -25,13 +34,13 @@ def keep() -> bool:
     The heap of the main thread alone grows to any size, so programs have to run in it: jax then waits for a step
     instead of going on while it runs, which costs nothing where the CPU computes.
 
-    Nothing is changed on accelerators, without glibc, and where the user has set something of this kind:
-    JAX_CPU_ENABLE_ASYNC_DISPATCH, MALLOC_..., GLIBC_TUNABLES.
+    Nothing is kept where an accelerator computes (jax waits for what the CPU beside it does, though: that is set
+    before devices are known), without glibc, and where the user has set one of `OTHERS`.
 
     Returns:
         Whether memory is kept.
     """
-    if any(name in (DISPATCH.upper(), 'GLIBC_TUNABLES') or name.startswith('MALLOC_') for name in os.environ):
+    if any(name in os.environ for name in OTHERS):
         return False
     jax.config.update(DISPATCH, False)
     if jax.default_backend() != 'cpu':
