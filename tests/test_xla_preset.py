@@ -78,6 +78,21 @@ def test_starts_are_compared_with_the_first():
     assert tool.main(['--config=x.py', '--starts=1']) == 2
 
 
+@pytest.mark.parametrize('tool', ['benchmark_startup', 'benchmark_xla'])
+def test_a_file_that_cannot_be_written_is_said_at_once(tool, capsys):
+    assert load_tool(tool).main(['--config=x.py', '--output=/nowhere/x.json']) == 2
+    assert capsys.readouterr().err == 'error: --output=/nowhere/x.json: /nowhere is not a folder\n'
+
+
+def test_a_flag_that_xla_does_not_know_is_said_at_once(capsys, monkeypatch):
+    monkeypatch.delenv(xla_preset.VARIABLE, raising=False)
+    assert load_tool('benchmark_xla').main(['--config=x.py', '--flags=--xla_cpu_nope=1']) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: with XLA_FLAGS='--xla_cpu_nope=1': Unknown flag")
+    assert err.count('\n') == 1
+    assert not out
+
+
 def test_a_start_that_ends_before_its_first_step_is_said(tmp_path):
     with pytest.raises(
         ValueError, match=r"^vivit_jax\.main --config=none\.py ended before .*'none\.py' does not exist"

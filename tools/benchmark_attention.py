@@ -37,8 +37,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_train import about, check_files
-from benchmarking import exponents, measuring, tables
+from benchmark_train import about
+from benchmarking import exponents, files, measuring, tables
 from benchmarking.jax_contender import planned
 from benchmarking.workload import at_least_one
 from einops import rearrange
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises, before anything is measured, where options do not go together or files cannot be written."""
-    check_files(options)
+    files.check(options)
     if options.memory_limit is not None and not 0 < options.memory_limit < math.inf:
         raise ValueError(f'--memory-limit={options.memory_limit:g}: GiB, more than 0')
     known = (*BACKENDS, LINEN)
@@ -281,9 +281,9 @@ def ways(options: argparse.Namespace, shape: tuple[int, ...]) -> list[Way]:
     sizes = {'t': options.frames, 'h': shape[2] // options.frames, 'w': 1}
     fold = functools.partial(_folded, pattern=options.pattern, sizes=sizes)
     apart = functools.partial(_apart, pattern=options.pattern, frames=options.frames)
-    found = {f'folded, {name}': functools.partial(fold, name) for name in backends}
-    found |= {'batch axes': apart(_formula), 'vmap': apart(_vmapped)}
-    return [Way(name, attention, tokens_first=True) for name, attention in found.items()]
+    by_name: dict[str, Attention] = {f'folded, {name}': functools.partial(fold, name) for name in backends}
+    by_name |= {'batch axes': apart(_formula), 'vmap': apart(_vmapped)}
+    return [Way(name, attention, tokens_first=True) for name, attention in by_name.items()]
 
 
 def _possible(options: argparse.Namespace, shape: tuple[int, ...]) -> list[str]:
@@ -333,8 +333,7 @@ def _laid(shape: tuple[int, ...], way: Way) -> tuple[int, ...]:
 
 
 def _curves(report: dict[str, Any]) -> list[exponents.Curve]:
-    fewest = report['settings']['fit_from']
-    return exponents.curves((row for row in report['rows'] if row['tokens'] >= fewest), 'tokens', COSTS)
+    return exponents.curves(report['rows'], 'tokens', COSTS, report['settings']['fit_from'])
 
 
 def _linear(found: Sequence[exponents.Curve]) -> dict[str, bool]:

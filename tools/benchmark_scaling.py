@@ -29,8 +29,8 @@ import sys
 from typing import Any
 
 from benchmark_attention import SHARE, finite
-from benchmark_train import about, check_files
-from benchmarking import exponents, measuring, scaling
+from benchmark_train import about
+from benchmarking import exponents, files, measuring, scaling
 from benchmarking.contenders import JAX
 from benchmarking.workload import Workload, add_options, at_least_one, of_options
 
@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
     Raises:
         ValueError: If options do not go together, a model cannot take a size, or files cannot be written.
     """
-    check_files(options)
+    files.check(options)
     if options.memory_limit is not None and not 0 < options.memory_limit < math.inf:
         raise ValueError(f'--memory-limit={options.memory_limit:g}: GiB, more than 0')
     if options.quick and not options.config:

@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 
+from benchmarking import files
+
 from vivit_jax import help_text
 from vivit_jax.telling.printable import printable
 
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed, rest = parser.parse_known_args(arguments)
     command = [f'--config={parsed.config}', f'--mode={parsed.mode}', *rest]
     try:
+        files.check(parsed)
         if parsed.starts < 2:
             raise ValueError(f'--starts={parsed.starts}: must be at least 2')
         with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,7 @@ from benchmarking import (
     bars,
     comparing,
     compiling,
+    files,
     find_batch,
     hugging_face,
     plots,
@@ -107,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     much.add_argument(
         '--rounds', type=workload.at_least_one, metavar='N', help='20; of compiling 3; of bars their own'
     )
-    much.add_argument('--seconds', type=float, default=600.0, metavar='S', help='no round begins later (600)')
+    much.add_argument(
+        '--seconds', type=_positive, default=600.0, metavar='S', help='no round begins later (600)'
+    )
     much.add_argument(
         '--peak-flops', type=_positive, metavar='N', help='of the device, as 989e12; else measured'
     )
@@ -234,20 +237,9 @@ def about() -> Report:
     }
 
 
-def check_files(options: argparse.Namespace) -> None:
-    """Raises where --output or --plot cannot be written."""
-    for option in ('output', 'plot'):
-        if name := getattr(options, option):
-            path = pathlib.Path(name)
-            if not path.parent.is_dir():
-                raise ValueError(f'--{option}={path}: {path.parent} is not a folder')
-            if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-                raise ValueError(f'--{option}={path} cannot be written')
-
-
 def _check(options: argparse.Namespace) -> None:
     """Raises before anything is measured where options exclude each other or files cannot be written."""
-    check_files(options)
+    files.check(options)
     if options.plot and (options.bars or options.profile or options.compile_only):
         raise ValueError('--plot draws a comparison, or the batches of --find-batch')
     if options.bf16 and not options.compare:
@@ -262,7 +254,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text!r} must be a number above 0, as 989e12')
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number above 0')
     return value
 
 

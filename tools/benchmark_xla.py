@@ -15,10 +15,13 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+
+from benchmarking import files
 
 from vivit_jax import command_line, help_text, xla_preset
 from vivit_jax.telling.printable import printable
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.result:
         return measure(parsed, overrides)
     try:
+        files.check(parsed)
         if parsed.rounds < 1 or parsed.steps < 1:
             raise ValueError(f'--rounds={parsed.rounds}, --steps={parsed.steps}: must be at least 1')
         seconds = take_turns(choices(parsed.flags), parsed, rest)
@@ -72,6 +76,9 @@ def choices(flags: list[str] | None) -> dict[str, str]:
 def take_turns(chosen: dict[str, str], parsed: argparse.Namespace, rest: list[str]) -> dict[str, list[float]]:
     """Measures all of them once a round; returns seconds a step, one number a round."""
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    # XLA ends the process where it does not know a flag: that is found out first.
+    together = ' '.join(dict.fromkeys(flags for flags in chosen.values() if flags))
+    _run([sys.executable, '-c', 'import jax; jax.devices()'], together)
     with tempfile.TemporaryDirectory() as folder:
         result = pathlib.Path(folder) / 'seconds.json'
         for number in range(parsed.rounds):
@@ -83,24 +90,33 @@ def take_turns(chosen: dict[str, str], parsed: argparse.Namespace, rest: list[st
                     f'--steps={parsed.steps}',
                     *rest,
                 ]
-                theirs = f'{os.environ.get(xla_preset.VARIABLE, "")} {flags}'.strip()
-                done = subprocess.run(
-                    [*command, f'--result={result}'],
-                    env={**os.environ, xla_preset.VARIABLE: theirs},
-                    capture_output=True,
-                    text=True,
-                    cwd=ROOT,
-                    check=False,
-                )
-                if done.returncode:
-                    lines = [text for text in done.stderr.splitlines() if text.strip()] or ['no word of why']
-                    told = next(
-                        (text for text in lines if 'Unknown flag' in text or 'error:' in text), lines[-1]
-                    )
-                    raise ValueError(f'with XLA_FLAGS={theirs!r}: {told.strip()}')
+                _run([*command, f'--result={result}'], flags)
                 seconds[name].append(json.loads(result.read_text()))
                 print(f'round {number + 1}  {1_000 * seconds[name][-1]:9.1f} ms  {name}', flush=True)
     return seconds
+
+
+def _run(command: list[str], flags: str) -> None:
+    """Runs a process with flags beside those that are set already.
+
+    Raises:
+        ValueError: If it fails, with the line that tells why.
+    """
+    theirs = f'{os.environ.get(xla_preset.VARIABLE, "")} {flags}'.strip()
+    done = subprocess.run(
+        command,
+        env={**os.environ, xla_preset.VARIABLE: theirs},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    if done.returncode:
+        lines = [text for text in done.stderr.splitlines() if text.strip()] or ['no word of why']
+        told = next((text for text in lines if 'Unknown flag' in text or 'error:' in text), lines[-1])
+        # Without the time and the place in the source that XLA's log begins a line with.
+        why = re.sub(r'^[A-Z]\d{4} [^]]*\] ', '', told.strip())
+        raise ValueError(f'with XLA_FLAGS={theirs!r}: {why}')
 
 
 def measure(parsed: argparse.Namespace, overrides: dict[str, str]) -> int:

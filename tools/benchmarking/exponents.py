@@ -67,6 +67,7 @@ class Curve:
         cost: The cost with its unit, as 'train step, s'.
         sizes: Of each measurement.
         costs: Their costs.
+        fit_from: The smallest size that the law has to go through.
     """
 
     name: str
@@ -74,19 +75,24 @@ class Curve:
     cost: str
     sizes: tuple[float, ...]
     costs: tuple[float, ...]
+    fit_from: float = 0.0
 
     def fit(self) -> Fit | None:
-        """Returns the law that it follows."""
-        return fit(self.sizes, self.costs)
+        """Returns the law that it follows, from `fit_from` on; None where there are not two sizes."""
+        points = [point for point in zip(self.sizes, self.costs, strict=True) if point[0] >= self.fit_from]
+        return fit([size for size, _ in points], [cost for _, cost in points])
 
 
-def curves(rows: Iterable[dict[str, Any]], over: str, costs: dict[str, str]) -> list[Curve]:
+def curves(
+    rows: Iterable[dict[str, Any]], over: str, costs: dict[str, str], fit_from: float = 0.0
+) -> list[Curve]:
     """Takes curves out of the rows of a report: of every contender by its `name`, of every cost that it has.
 
     Args:
         rows: With the keys `name`, `over` and, where it was measured, each cost (a number, or None).
         over: Key of the size.
         costs: What people call a cost, by its key.
+        fit_from: See `Curve`.
     """
     rows = list(rows)
     found = []
@@ -95,7 +101,7 @@ def curves(rows: Iterable[dict[str, Any]], over: str, costs: dict[str, str]) -> 
             points = [(row[over], row[key]) for row in rows if row['name'] == name and row.get(key)]
             if points:
                 sizes, values = zip(*points, strict=True)
-                found.append(Curve(name, over, title, sizes, values))
+                found.append(Curve(name, over, title, sizes, values, fit_from))
     return found
 
 
@@ -105,10 +111,15 @@ def of_fits(found: Sequence[Curve]) -> Iterator[str]:
     for curve in found:
         law = curve.fit()
         if law is None:
-            yield tables.line(curve.cost, curve.name, 'one size only', len(curve.sizes), '')
+            yield tables.line(curve.cost, curve.name, _why_none(curve), len(curve.sizes), '')
         else:
             power = f'{curve.over}^{law.exponent:.2f}'
             yield tables.line(curve.cost, curve.name, power, law.points, f'{law.off:.0%}')
+
+
+def _why_none(curve: Curve) -> str:
+    """Says why there is no law."""
+    return f'fewer than two sizes from {curve.fit_from:g} on' if curve.fit_from else 'one size only'
 
 
 def as_json(found: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -168,7 +179,7 @@ def _line(axis: Any, curve: Curve, number: int) -> None:
         label=label,
     )
     if law is not None:
-        ends = np.array([min(curve.sizes), max(curve.sizes)], float)
+        ends = np.array([max(curve.fit_from, min(curve.sizes)), max(curve.sizes)], float)
         axis.plot(ends, law.factor * ends**law.exponent, '-', color=colour, linewidth=1, alpha=0.7)
 
 
