@@ -30,6 +30,7 @@ for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+assert kept == host_memory.is_kept()
 print(kept, statistics.median(pages[5:]), step.lower(x).compile().memory_analysis().temp_size_in_bytes)
 """
 OURS = ('JAX_', 'VIVIT_JAX_', 'MALLOC_', 'GLIBC_TUNABLES')

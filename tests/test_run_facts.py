@@ -24,6 +24,7 @@ KEYS = {
     'command',
     'xla_flags',
     'deterministic',
+    'memory_kept',
     'started',
     'ended',
     'exit',

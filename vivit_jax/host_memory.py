@@ -28,6 +28,9 @@ SETTINGS = {
 }
 
 
+_kept = False
+
+
 def keep() -> bool:
     """Keeps what steps free for the next step; to be called before jax first computes.
 
@@ -40,6 +43,17 @@ def keep() -> bool:
     Returns:
         Whether memory is kept.
     """
+    global _kept
+    _kept = _keep()
+    return _kept
+
+
+def is_kept() -> bool:
+    """Tells whether this process keeps memory."""
+    return _kept
+
+
+def _keep() -> bool:
     if any(name in os.environ for name in OTHERS):
         return False
     jax.config.update(DISPATCH, False)

@@ -25,7 +25,7 @@ FACTS: Form = {
         ('command', 'version', 'commit', 'started', 'ended', 'exit', 'host', 'platform', 'python'), TEXT
     ),
     **dict.fromkeys(('peak_flops_source', 'peak_memory_kind', 'xla_flags'), TEXT),
-    **dict.fromkeys(('dirty', 'deterministic'), FLAG),
+    **dict.fromkeys(('dirty', 'deterministic', 'memory_kept'), FLAG),
     'packages': {EACH: TEXT},
     'devices': [{'kind': TEXT, 'platform': TEXT, 'count': COUNT}],
     'processes': COUNT,

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 import vivit_jax
-from vivit_jax import paths, xla_preset
+from vivit_jax import host_memory, paths, xla_preset
 from vivit_jax.lock import Lost
 from vivit_jax.signals import Stopped
 from vivit_jax.telling.eta import Spent
@@ -199,6 +199,7 @@ def about() -> dict[str, Any]:
         'command': shlex.join(['python', *sys.orig_argv[1:]]),
         'xla_flags': xla_preset.flags(),
         'deterministic': xla_preset.is_deterministic(),
+        'memory_kept': host_memory.is_kept(),
         'host': socket.gethostname(),
         'platform': platform.platform(),
         'python': platform.python_version(),
