@@ -141,11 +141,11 @@ def test_memory_that_grows_like_the_tokens_is_called_linear(tool, exponents):
 
 def test_a_law_is_fitted_to_large_sizes_and_all_are_drawn(exponents, tmp_path):
     rows = [{'name': 'a', 'n': n, 'seconds': cost} for n, cost in ((1, 9.0), (2, 4.0), (4, 16.0))]
-    (curve,) = exponents.curves(rows, 'n', {'seconds': 'time'}, 2)
+    (curve,) = exponents.curves(rows, 'n', {'seconds': 'time, s'}, 2)
     assert curve.sizes == (1, 2, 4)
     assert (curve.fit().points, curve.fit().exponent) == (2, pytest.approx(2))
-    (none,) = exponents.curves(rows, 'n', {'seconds': 'time'}, 4)
-    assert list(exponents.of_fits([none]))[-1] == '| time | a | fewer than two sizes from 4 on | 3 |  |'
+    (none,) = exponents.curves(rows, 'n', {'seconds': 'time, s'}, 4)
+    assert list(exponents.of_fits([none]))[-1] == '| time, s | a | fewer than two sizes from 4 on | 3 |  |'
     exponents.draw([curve, none], 'Of laws, and of none', str(tmp_path / 'a.png'))
     assert (tmp_path / 'a.png').stat().st_size > 10_000
 

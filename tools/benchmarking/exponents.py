@@ -13,6 +13,7 @@ from benchmarking import tables
 
 COLOURS = ('#3b6ea8', '#d9822b', '#4c8c4a', '#a04a78', '#6b6b6b', '#8a6d3b')
 MARKS = 'os^Dvx'
+UNITS = {'s': 's', 'bytes': 'B'}  # of costs, beside their numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,8 @@ def draw(found: Sequence[Curve], title: str, path: str) -> None:
         axis.set_visible(bool(here))
         for curve in here:
             _line(axis, curve, names.index(curve.name))
-        _label(axis, here)
+        if here:
+            _label(axis, here)
     figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -175,7 +177,7 @@ def _line(axis: Any, curve: Curve, number: int) -> None:
         curve.costs,
         MARKS[number % len(MARKS)],
         color=colour,
-        markersize=5,
+        markersize=max(9 - 2 * number, 3),  # none is hidden by another in the same place
         label=label,
     )
     if law is not None:
@@ -186,6 +188,7 @@ def _line(axis: Any, curve: Curve, number: int) -> None:
 def _label(axis: Any, here: Sequence[Curve]) -> None:
     from matplotlib import ticker
 
+    what, _, unit = here[0].cost.rpartition(', ')
     axis.set_xscale('log')
     axis.set_yscale('log')
     sizes = sorted({size for curve in here for size in curve.sizes})
@@ -198,11 +201,13 @@ def _label(axis: Any, here: Sequence[Curve]) -> None:
     if high < 10 * low:
         middle = math.sqrt(low * high)
         axis.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.yaxis.set_major_formatter(ticker.EngFormatter(unit=UNITS[unit]))
     axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.tick_params(axis='y', labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[['top', 'right']].set_visible(False)
-    for curve in here[:1]:
-        axis.set_xlabel(curve.over, fontsize=9)
-        axis.set_ylabel(curve.cost, fontsize=9)
-        axis.legend(frameon=False, fontsize=7, title='power', title_fontsize=7)
+    axis.set_xlabel(here[0].over, fontsize=9)
+    axis.set_ylabel(what, fontsize=9)
+    axis.legend(frameon=False, fontsize=7, title='power', title_fontsize=7)

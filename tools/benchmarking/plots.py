@@ -45,7 +45,7 @@ def _steps(report: dict[str, Any], axes: Any) -> None:
         )
         axis.set_ylim(-0.6, len(rows) - 0.2)
         axis.set_xlim(left=0)
-        axis.set_xlabel('seconds')
+        axis.set_xlabel('seconds (bar: median, line: quartiles, ticks: rounds)')
         axis.set_title({'train': 'training step', 'forward': 'forward'}[what])
         axis.spines[['top', 'right']].set_visible(False)
 
