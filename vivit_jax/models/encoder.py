@@ -245,6 +245,7 @@ class Encoder(nn.Module):
             The tokens, and those to classify.
         """
         block = self.make_block(grid=self.grid, parent=None)
+        params = [self.variables['params'][f'encoderblock_{layer}'] for layer in range(self.num_layers)]
 
         def run(
             x: Tokens, layer: tuple[Any, Array | None, Array | None], wanted: int | None = None
@@ -259,7 +260,6 @@ class Encoder(nn.Module):
             # A scan's body is computed anew as it is; elsewhere the compiler would find both computations the same.
             return jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)
 
-        params = [self.variables['params'][f'encoderblock_{layer}'] for layer in range(self.num_layers)]
         rngs = (
             jax.random.split(self.make_rng('dropout'), self.num_layers) if self.has_rng('dropout') else None
         )
