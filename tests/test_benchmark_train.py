@@ -266,6 +266,26 @@ def test_what_cannot_fit_is_known_before_it_runs(device, problem):
     assert comparing.too_large(Answers(), {'planned': None}) == ''
 
 
+def test_others_give_back_what_they_keep_where_a_step_wants_it(monkeypatch):
+    class Answers:
+        def __init__(self, title):
+            self.contender, self.rested = contenders.Contender(title), 0
+
+        def ask(self, do):
+            if do == 'rest':
+                self.rested += 1
+            return {'platform': 'cpu', 'bytes': None}
+
+    facts = {'planned': {'total': 96 * 2**20}}
+    first, second = (comparing.Turns(Answers(name), facts) for name in ('ours', 'reference'))
+    monkeypatch.setattr(comparing.measuring, 'available', lambda: 96 * 2**20)
+    comparing._make_room(second, [first, second])
+    assert (first.child.rested, second.child.rested) == (0, 0)
+    monkeypatch.setattr(comparing.measuring, 'available', lambda: 95 * 2**20)
+    comparing._make_room(second, [first, second])
+    assert (first.child.rested, second.child.rested) == (1, 0)
+
+
 # --- The largest batch ---
 
 
@@ -390,17 +410,21 @@ def test_traces_are_read(tmp_path):
 
 def test_the_profile_of_a_step_names_the_models_operations():
     contender = jax_contender.JaxContender('ours', TINY)
-    contender.compile(runs=True, forward=False)
+    contender.compile(runs=True, forward=True)
     contender.start()
-    report = profiling.profile(contender, 2)
-    assert report['steps'] == 2
+    report = profiling.profile(contender, 'train', 2)
+    assert (report['of'], report['steps']) == ('train', 2)
     assert sum(row['share'] for row in report['operations']) == pytest.approx(1)
+    assert 0 < report['products_share'] < 1
     assert 0 <= report['idle_share'] < 1
     products = [row for row in report['operations'] if 'MlpBlock_0' in row['what']]
     assert {row['pass'] for row in products} >= {'forward', 'backward'}
     assert (
         0 < sum(row['seconds'] for row in report['operations']) < report['lines'] * report['seconds_per_step']
     )
+    forward = profiling.profile(contender, 'forward', 2)
+    assert any('MlpBlock_0' in row['what'] for row in forward['operations'])
+    assert {row['pass'] for row in forward['operations']} == {''}
 
 
 # --- Contenders ---

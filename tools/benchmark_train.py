@@ -29,6 +29,7 @@ examples:
   python tools/benchmark_train.py --find-batch --config=configs/kinetics400_fe.py
   python tools/benchmark_train.py --compile-only --size=L --scan-layers --remat=block --contenders ours ours-loop
   python tools/benchmark_train.py --profile --size=S
+  python tools/benchmark_train.py --profile=forward --size=S --attention=factorised_self_attention
   python tools/benchmark_train.py --bars=model1,fe --output=bars.json
 """
 
@@ -92,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument('--find-batch', action='store_true', help='the largest batch that the device takes')
     mode.add_argument('--compile-only', action='store_true', help='compile, and print the planned memory')
     mode.add_argument(
-        '--profile', action='store_true', help='operations that take the most time, and idle time'
+        '--profile',
+        nargs='?',
+        const='train',
+        choices=comparing.WHAT,
+        help='operations that take the most time, and idle time: of training (train), or forward',
     )
     mode.add_argument(
         '--bars', nargs='?', const='all', metavar='BAR,BAR', help=f'all, or of {",".join(bars.NAMES)}'
@@ -145,7 +150,7 @@ def _measure(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[Re
     if options.find_batch or options.profile:
         contender = _contenders(options, ['ours'], work)[0][0]
         if options.profile:
-            report = _profile(work, contender, options.rounds or 5)
+            report = _profile(work, contender, options.profile, options.rounds or 5)
             return report, tables.of_profile(report)
         steps, start = options.rounds or 3, work if options.batch else _single(work)
         report = find_batch.find(start, contender, steps=steps, seconds=options.seconds, tell=_tell)
@@ -198,13 +203,14 @@ def _contenders(
     return contenders, left_out
 
 
-def _profile(work: Workload, contender: Contender, steps: int) -> Report:
+def _profile(work: Workload, contender: Contender, of: str, steps: int) -> Report:
+    forward = of == 'forward'
     with tempfile.TemporaryDirectory() as caches, Child(contender, work, caches) as child:
         _tell('compiling')
-        child.ask('compile', runs=True, forward=False)
-        child.ask('start', forward=False)
+        child.ask('compile', runs=True, forward=forward)
+        child.ask('start', forward=forward)
         _tell(f'{steps} steps')
-        return {'title': str(work), 'contender': contender.title, **child.ask('profile', steps=steps)}
+        return {'title': str(work), 'contender': contender.title, **child.ask('profile', of=of, steps=steps)}
 
 
 def _data_wait(work: Workload, options: argparse.Namespace, overrides: dict[str, str]) -> Report:

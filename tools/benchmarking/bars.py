@@ -54,7 +54,7 @@ def _against_reference(attention: str) -> Bar:
 SPEED = {
     'model1': Bar(
         _first('spatio_temporal'),
-        ('ours', 'hf-eager', 'hf-compiled', 'reference'),
+        ('ours', 'hf-eager', 'hf-compiled', 'reference', 'reference-kept'),
         (
             ('hf-eager', 'train', 1.4),
             ('hf-compiled', 'train', 1.2),

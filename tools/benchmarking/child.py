@@ -76,6 +76,10 @@ class Worker:
             'predicted_bytes': predicted,
         }
 
+    def rest(self) -> None:
+        """Gives back what it keeps of memory from one step to the next."""
+        measuring.settle()
+
     def train(self) -> float:
         """Returns the seconds of a training step."""
         return measuring.seconds(self.contender.train)
@@ -113,11 +117,11 @@ class Worker:
         loaded.training.batch_size = self.workload.batch
         return data_wait.measure(loaded, noise=False, steps=steps)
 
-    def profile(self, steps: int) -> dict[str, Any]:
-        """Returns where the time of training steps goes."""
+    def profile(self, of: str, steps: int) -> dict[str, Any]:
+        """Returns where the time of steps goes, 'train' or 'forward'."""
         from benchmarking import profiling
 
-        return profiling.profile(self.contender, steps)
+        return profiling.profile(self.contender, of, steps)
 
 
 def main() -> None:

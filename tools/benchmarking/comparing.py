@@ -139,9 +139,19 @@ def _rounds(
             first = number % max(1, len(running))  # everyone comes first as often as the others
             for turns in running[first:] + running[:first]:
                 with _leaving_out(left_out, turns.child.contender, turns.child):
+                    _make_room(turns, [one for one in running if one.child.contender.title not in left_out])
                     turns.seconds[what].append(turns.child.ask(what))
             running = [turns for turns in running if turns.child.contender.title not in left_out]
     return running
+
+
+def _make_room(turns: Turns, others: list[Turns]) -> None:
+    """Has the others give back the memory that they keep, where it is wanted for a step: theirs takes longer then."""
+    if not too_large(turns.child, turns.facts):
+        return
+    for other in others:
+        if other is not turns:
+            other.child.ask('rest')
 
 
 def _best(peaks: list[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: operations that jax's profiler saw, added up by what they are for."""
+"""Where the time of a step goes: operations that jax's profiler saw, added up by what they are for."""
 
 import collections
 import dataclasses
@@ -16,6 +16,7 @@ from benchmarking import measuring
 
 STEP = 'benchmark_step'
 WARM = 2
+PRODUCTS = ('dot_general', 'conv_general_dilated')
 MICRO = 1e6  # the trace counts in microseconds
 # An instruction of a compiled program, and what of the source it was made for.
 INSTRUCTION = re.compile(
@@ -40,38 +41,43 @@ class Event:
     end: float
 
 
-def profile(contender: Any, steps: int) -> dict[str, Any]:
-    """Traces training steps of a contender in JAX that has been started.
+def profile(contender: Any, of: str, steps: int) -> dict[str, Any]:
+    """Traces steps of a contender in JAX that has been started.
 
     Args:
         contender: A `JaxContender`.
+        of: Which steps, 'train' or 'forward'.
         steps: How many.
 
     Returns:
         `operations`, the longest first, each `{what, pass, seconds (a step), share (of all operations), events (a
-        step)}`; `idle_share`, of the time of the steps in which no line did anything; `seconds_per_step` while traced
-        and `untraced_seconds_per_step`; `lines`, which had operations.
+        step)}`; `products_share`, of products among them; `idle_share`, of the time of the steps in which no line did
+        anything; `seconds_per_step` while traced and `untraced_seconds_per_step`; `lines`, which had operations.
 
     Raises:
         ValueError: If the contender is not in JAX, or the trace holds no operations.
     """
     if not hasattr(contender, 'train_program'):
         raise ValueError('--profile reads traces of jax: choose a contender in JAX')
-    plain = [measuring.seconds(contender.train) for _ in range(WARM + steps)][WARM:]
+    step, program = getattr(contender, of), getattr(contender, f'{of}_program')
+    plain = [measuring.seconds(step) for _ in range(WARM + steps)][WARM:]
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
-            for step in range(steps):
-                with jax.profiler.StepTraceAnnotation(STEP, step_num=step):
-                    contender.train()
+            for number in range(steps):
+                with jax.profiler.StepTraceAnnotation(STEP, step_num=number):
+                    step()
         windows, events = read(pathlib.Path(folder))
     if not events or not windows:
         raise ValueError('the trace of jax.profiler holds no operations: this device does not tell them')
-    purposes = purpose_by_operation(contender.train_program.as_text())
+    purposes = purpose_by_operation(program.as_text())
     wall = sum(end - start for start, end in windows)
+    found = operations(events, purposes, len(windows))
     return {
-        'operations': operations(events, purposes, len(windows)),
+        'of': of,
+        'operations': found,
+        'products_share': sum(row['share'] for row in found if row['what'].endswith(PRODUCTS)),
         'idle_share': 1 - busy(events, windows) / wall,
         'seconds_per_step': wall / MICRO / len(windows),
         'untraced_seconds_per_step': measuring.spread(plain)['median'],

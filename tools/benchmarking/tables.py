@@ -88,11 +88,13 @@ def of_batches(report: Report) -> Iterator[str]:
 
 
 def of_profile(report: Report) -> Iterator[str]:
-    """Writes where the time of a training step goes."""
+    """Writes where the time of a step goes."""
     yield from (report['title'], '')
+    traced, plain = report['seconds_per_step'], report['untraced_seconds_per_step']
     yield (
-        f'{report["seconds_per_step"]:.3g} s a step while traced ({report["untraced_seconds_per_step"]:.3g} s not '
-        f'traced), idle {report["idle_share"]:.1%}; {report["lines"]} line(s) of operations'
+        f'{report["of"]}: {traced:.3g} s a step while traced ({plain:.3g} s not traced), '
+        f'idle {report["idle_share"]:.1%}; {report["lines"]} line(s) of operations, '
+        f'of whose time products take {report["products_share"]:.1%}'
     )
     yield from ('', *table('operation, all layers together', 'pass', 'ms a step', 'share', 'times a step'))
     for row in report['operations'][:TOP]:
