@@ -120,10 +120,12 @@ def test_backends_agree(backend, tokens, dtype, within):
     ('device', 'dtype', 'tokens', 'chosen'),
     [
         (CPU, 'float32', 197, 'xla'),
+        (CPU, 'float32', 785, 'blockwise'),
         (CPU, 'bfloat16', 3137, 'blockwise'),
         (GPU, 'bfloat16', 17, 'cudnn'),
         (GPU, 'bfloat16', 3137, 'cudnn'),
         (GPU, 'float32', 197, 'xla'),
+        (GPU, 'float32', 785, 'xla'),
         (GPU, 'float32', 3137, 'blockwise'),
         (TPU, 'bfloat16', 197, 'xla'),
         (TPU, 'bfloat16', 3137, 'flash'),

@@ -90,8 +90,8 @@ def train_step(
 
     Returns:
         The next state, of which `step` alone differs where loss or gradient are not finite (what a run does then:
-        `nan_guard`). And float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm` (NaN where there is no
-        update), and `update_ratio`, which is that over the norm of the parameters that learn, after the update.
+        `nan_guard`). And float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`, and `update_ratio`,
+        which is that over the norm of the parameters that learn, after the update; both NaN where there was none.
     """
     mixup_rng, dropout_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     share = mixup.share(mixup_rng, alpha=mixup_alpha) if mixup_alpha else None
@@ -123,32 +123,31 @@ def train_step(
 
     learning = jax.tree.map(lambda yes, w: w if yes else None, learns, state.params)
     value, gradient = sum_of_gradients(loss_of_part, learning, accumulate)
-    gradient = jax.tree.map(lambda yes, g, w: g if yes else jnp.zeros_like(w), learns, gradient, state.params)
     scalars = {'loss': value, 'grad_norm': optax.global_norm(gradient)}
 
-    def change(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], jax.Array]:
-        params, opt_state, ema = before
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        new = optax.apply_updates(params, updates)
-        new = jax.tree.map(lambda yes, new, old: new if yes else old, learns, new, params)
+    def change(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], dict[str, jax.Array]]:
+        old, opt_state, ema = before
+        whole = jax.tree.map(lambda yes, g, w: g if yes else jnp.zeros_like(w), learns, gradient, old)
+        updates, opt_state = optimizer.update(whole, opt_state, old)
+        new = optax.apply_updates(old, updates)
+        new = jax.tree.map(lambda yes, new, old: new if yes else old, learns, new, old)
         if ema is not None:
             average = ema_update(ema, new, ema_decay, state.step)
             ema = jax.tree.map(lambda yes, new, old: new if yes else old, learns, average, ema)
-        return (new, opt_state, ema), optax.global_norm(updates)
+        norm = optax.global_norm(updates)
+        learnt = optax.global_norm(jax.tree.map(lambda yes, w: w if yes else None, learns, new))
+        # Where all that learns is 0, as a new head before its first update, so is the update.
+        ratio = norm / jnp.maximum(learnt, jnp.finfo(jnp.float32).tiny)
+        return (new, opt_state, ema), {'update_norm': norm, 'update_ratio': ratio}
 
-    def keep(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], jax.Array]:
-        return before, jnp.float32(jnp.nan)
+    def keep(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], dict[str, jax.Array]]:
+        return before, dict.fromkeys(('update_norm', 'update_ratio'), jnp.float32(jnp.nan))
 
     # Asked always, whatever a run does about it: one program, so that the numbers do not depend on that. In a branch
     # state is overwritten in place; a choice between each old and new number would keep a copy of momentum for it.
     finite = jnp.isfinite(scalars['loss']) & jnp.isfinite(scalars['grad_norm'])
-    kept, scalars['update_norm'] = jax.lax.cond(
-        finite, change, keep, (state.params, state.opt_state, state.ema)
-    )
-    learnt = optax.global_norm(jax.tree.map(lambda yes, w: w if yes else None, learns, kept[0]))
-    # Where all that learns is 0, as a new head before its first update, so is the update.
-    scalars['update_ratio'] = scalars['update_norm'] / jnp.maximum(learnt, jnp.finfo(jnp.float32).tiny)
-    return TrainState(state.step + 1, *kept), scalars
+    kept, of_update = jax.lax.cond(finite, change, keep, (state.params, state.opt_state, state.ema))
+    return TrainState(state.step + 1, *kept), scalars | of_update
 
 
 def micro_batches(batch: pipeline.Batch, accumulate: int, mesh: Mesh | None = None) -> pipeline.Batch:
