@@ -245,6 +245,17 @@ def test_the_better_way_of_waiting_counts_and_memory_is_compared():
     assert (entry['name'], entry['of'], entry['memory']) == ('hf-eager', 'ours', 4.0)
     assert (entry['train']['ratio'], entry['train']['title']) == (3.0, 'hf-eager, OMP passive')
     assert (entry['forward']['ratio'], entry['forward']['title']) == (1.5, 'hf-eager')
+    # Like with like: 16 bits with 16 bits, where the first took part in them too.
+    rows += [row('hf-eager-bf16', 'hf-eager-bf16', 2.0, 2.0, 20)]
+    assert [(one['name'], one['of'], one['train']['ratio']) for one in comparing.ratios(rows)] == [
+        ('hf-eager', 'ours', 3.0),
+        ('hf-eager-bf16', 'ours', 2.0),
+    ]
+    rows += [row('ours-bf16', 'ours-bf16', 0.5, 1.0, 5)]
+    assert [(one['name'], one['of'], one['train']['ratio']) for one in comparing.ratios(rows)][1:] == [
+        ('hf-eager-bf16', 'ours-bf16', 4.0),
+        ('ours-bf16', 'ours', 0.5),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -269,21 +280,33 @@ def test_what_cannot_fit_is_known_before_it_runs(device, problem):
 def test_others_give_back_what_they_keep_where_a_step_wants_it(monkeypatch):
     class Answers:
         def __init__(self, title):
-            self.contender, self.rested = contenders.Contender(title), 0
+            self.contender, self.rested, self.ends = contenders.Contender(title), 0, False
 
         def ask(self, do):
+            if self.ends:
+                raise contenders.ContenderError(f'{self.contender.title}: ended')
             if do == 'rest':
                 self.rested += 1
             return {'platform': 'cpu', 'bytes': None}
 
-    facts = {'planned': {'total': 96 * 2**20}}
-    first, second = (comparing.Turns(Answers(name), facts) for name in ('ours', 'reference'))
+        def close(self):
+            pass
+
+    facts, left_out = {'planned': {'total': 96 * 2**20}}, {}
+    first, second, gone = (
+        comparing.Turns(Answers(name), facts) for name in ('ours', 'reference', 'ours-loop')
+    )
+    gone.child.ends = True
     monkeypatch.setattr(comparing.measuring, 'available', lambda: 96 * 2**20)
-    comparing._make_room(second, [first, second])
-    assert (first.child.rested, second.child.rested) == (0, 0)
+    comparing._make_room(second, [first, second, gone], left_out)
+    assert (first.child.rested, second.child.rested, left_out) == (0, 0, {})
     monkeypatch.setattr(comparing.measuring, 'available', lambda: 95 * 2**20)
-    comparing._make_room(second, [first, second])
+    comparing._make_room(second, [first, second, gone], left_out)
     assert (first.child.rested, second.child.rested) == (1, 0)
+    # Who has ended is left out, not who asked.
+    assert left_out == {'ours-loop': 'ours-loop: ended'}
+    comparing._make_room(second, [first, second, gone], left_out)
+    assert first.child.rested == 2
 
 
 # --- The largest batch ---
@@ -591,6 +614,23 @@ def test_bars_are_met_missed_or_not_measured():
     assert (row['verdict'], row['measured']) == ('not measured', report['left_out']['reference'])
 
 
+def test_shares_of_a_gpus_peak_are_judged_and_without_a_gpu_not_measured():
+    report = {'contenders': [{'name': 'ours', 'train': {'mfu': 0.5}}], 'peak': {'flops': 989e12}}
+    assert bars._judged('gpu_b', *bars.GPU['gpu_b'].wanted[0], report) == {
+        'bar': 'gpu_b: train step, share of 989 TFLOP/s',
+        'wanted': '>= 45%',
+        'measured': '50.0%',
+        'verdict': 'met',
+    }
+    assert bars._judged('gpu_l', *bars.GPU['gpu_l'].wanted[0], report)['verdict'] == 'missed'
+    options = argparse.Namespace(
+        attention_backend=None, scan_layers=None, remat=None, rounds=None, seconds=1.0, peak_flops=None
+    )
+    (row,), _ = bars.run(['gpu_hf'], options, lambda line: None)
+    assert (row['measured'], row['verdict']) == ('no GPU is here, but cpu', 'not measured')
+    assert row['command'] == 'python tools/benchmark_train.py --bars=gpu_hf'
+
+
 def test_a_bar_tells_the_command_that_measures_it_alone():
     given = argparse.Namespace(rounds=3)
     ours = {'attention_backend': 'blockwise', 'scan_layers': False, 'remat': 'block'}
@@ -655,6 +695,10 @@ def test_ours_beside_the_reference_from_beginning_to_end(tmp_path):
         (['--output=nowhere/x.json'], '--output=nowhere/x.json: nowhere is not a folder'),
         (['--plot=x.txt'], '--plot=x.txt: the name ends in .png, or another of '),
         (['--profile', '--plot=x.png'], '--plot draws a comparison'),
+        (
+            ['--profile', '--contenders', 'ours', 'reference'],
+            '--profile looks at one contender, not at ours and',
+        ),
         (['--bf16'], '--bf16 goes with --compare'),
         (['--compile-only', '--contenders', 'hf-eager'], 'PyTorch compiles while it runs'),
         (['--peak-flops=none'], "'none' must be a number above 0"),

@@ -105,16 +105,26 @@ def _parser() -> argparse.ArgumentParser:
     workload.add_options(parser)
     much = parser.add_argument_group('how much is measured')
     much.add_argument(
-        '--contenders', nargs='+', metavar='NAME', help='who takes part; ratios are to the first'
+        '--contenders',
+        nargs='+',
+        metavar='NAME',
+        help='who takes part; ratios are to the first, in bfloat16 to its own bfloat16',
     )
     much.add_argument(
         '--bf16', action='store_true', help='with --compare: ours and PyTorch in bfloat16 as well'
     )
     much.add_argument(
-        '--rounds', type=workload.at_least_one, metavar='N', help='20; of compiling 3; of bars their own'
+        '--rounds',
+        type=workload.at_least_one,
+        metavar='N',
+        help='20; of --find-batch and compiling 3, of --profile 5, of bars their own',
     )
     much.add_argument(
-        '--seconds', type=_positive, default=600.0, metavar='S', help='no round begins later (600)'
+        '--seconds',
+        type=_positive,
+        default=600.0,
+        metavar='S',
+        help='no round after the third begins later (600)',
     )
     much.add_argument(
         '--peak-flops', type=_positive, metavar='N', help='of the device, as 989e12; else measured'
@@ -248,6 +258,9 @@ def _check(options: argparse.Namespace) -> None:
     files.check(options)
     if options.plot and (options.bars or options.profile or options.compile_only):
         raise ValueError('--plot draws a comparison, or the batches of --find-batch')
+    if len(options.contenders or []) > 1 and (options.profile or options.find_batch):
+        mode = 'profile' if options.profile else 'find-batch'
+        raise ValueError(f'--{mode} looks at one contender, not at {" and ".join(options.contenders)}')
     if options.bf16 and not options.compare:
         raise ValueError('--bf16 goes with --compare; for ours alone: --dtype=bfloat16')
     if options.data_wait and (options.bars or options.profile or options.compile_only or options.find_batch):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarking import measuring
-from benchmarking.child import asked_of
+from benchmarking.child import BFLOAT16, asked_of
 from benchmarking.contenders import Child, Contender, ContenderError
 from benchmarking.workload import Workload
 from vivit_jax.telling import memory
@@ -138,20 +138,23 @@ def _rounds(
         for what in WHAT:
             first = number % max(1, len(running))  # everyone comes first as often as the others
             for turns in running[first:] + running[:first]:
+                if turns.child.contender.title in left_out:  # it ended while another wanted room
+                    continue
                 with _leaving_out(left_out, turns.child.contender, turns.child):
-                    _make_room(turns, [one for one in running if one.child.contender.title not in left_out])
+                    _make_room(turns, running, left_out)
                     turns.seconds[what].append(turns.child.ask(what))
             running = [turns for turns in running if turns.child.contender.title not in left_out]
     return running
 
 
-def _make_room(turns: Turns, others: list[Turns]) -> None:
-    """Has the others give back the memory that they keep, where it is wanted for a step: theirs takes longer then."""
+def _make_room(turns: Turns, running: list[Turns], left_out: dict[str, str]) -> None:
+    """Has the others give back memory that they keep, where a step may want it: their next one takes longer then."""
     if not too_large(turns.child, turns.facts):
         return
-    for other in others:
-        if other is not turns:
-            other.child.ask('rest')
+    for other in running:
+        if other is not turns and other.child.contender.title not in left_out:
+            with _leaving_out(left_out, other.child.contender, other.child):
+                other.child.ask('rest')
 
 
 def _best(peaks: list[dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -185,11 +188,14 @@ def _row(
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns how much slower others are than the first, and how much more memory they take.
 
-    Of those that took part twice under a name (with OpenMP's threads waiting either way) the faster counts, in
-    training and forward each for itself.
+    Those that compute in bfloat16 are compared with the first in bfloat16, where that took part. Of those that took
+    part twice under a name (with OpenMP's threads waiting either way) the faster counts, in training and forward each
+    for itself.
     """
-    first, result = rows[0], []
+    same = next((row for row in rows if row['name'] == rows[0]['name'] + BFLOAT16), rows[0])
+    result = []
     for name in dict.fromkeys(row['name'] for row in rows[1:]):
+        first = same if name.endswith(BFLOAT16) and name != same['name'] else rows[0]
         of_name = [row for row in rows[1:] if row['name'] == name]
         entry: dict[str, Any] = {'name': name, 'of': first['name']}
         for what in WHAT:

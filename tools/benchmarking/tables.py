@@ -43,7 +43,8 @@ def of_comparison(report: Report) -> Iterator[str]:
         yield from ('', *table(f'against {first}', 'train step', 'forward', 'peak memory'))
     for entry in report['ratios']:
         memory = '' if entry['memory'] is None else f'{entry["memory"]:.2f}'
-        yield line(entry['name'], *(ratio(entry[what]) for what in ('train', 'forward')), memory)
+        name = entry['name'] if entry['of'] == first else f'{entry["name"]}, against {entry["of"]}'
+        yield line(name, *(ratio(entry[what]) for what in ('train', 'forward')), memory)
     if report['ratios']:
         yield from (
             '',
