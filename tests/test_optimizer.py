@@ -209,6 +209,31 @@ def test_clipping_bounds_the_global_norm_and_leaves_short_gradients_alone():
             np.testing.assert_allclose(norm, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'taken'),
+    [
+        ({}, True),
+        ({'weight_decay': 0.2}, True),
+        ({'name': 'adamw', 'weight_decay': 0.2}, True),
+        # The norm is then that of gradient and decay together.
+        ({'weight_decay': 0.2, 'weight_decay_mode': 'l2'}, False),
+    ],
+)
+def test_a_norm_that_is_known_is_taken_for_that_of_the_gradient(changes, taken):
+    optimizer, params, gradient = create_optimizer(**SETTINGS | changes), nested(START), nested(GRADIENTS[0])
+    # The rate of the first step is 0.
+    state = optimizer.update(gradient, optimizer.init(params), params)[1]
+
+    def update(**known):
+        return optimizer.update(gradient, state, params, **known)
+
+    norm = optax.global_norm(gradient)
+    chex.assert_trees_all_equal(update(grad_norm=norm), update())
+    doubled, plain = (jax.tree.leaves(update(**known)) for known in ({'grad_norm': 2 * norm}, {}))
+    differ = any(not np.array_equal(a, b) for a, b in zip(doubled, plain, strict=True))
+    assert differ == taken
+
+
 @pytest.mark.parametrize(('b1', 'b2', 'epsilon'), [(0.9, 0.999, 1e-8), (0.8, 0.95, 1e-3)])
 def test_adamw_is_the_conventional_one(b1, b2, epsilon):
     ours = create_optimizer(

@@ -267,6 +267,20 @@ def test_momentum_and_average_are_overwritten_without_a_copy(quick_jit):
     assert not [line for line in made if ' copy(' in line]
 
 
+def test_each_norm_is_taken_once(equations):
+    model, optimizer = create_model(8, **SMALL), of_name('momentum')
+    create = functools.partial(create_state, model, optimizer, CLIP, seed=0, with_ema=True)
+    step = functools.partial(train_step, model=model, optimizer=optimizer, **RECIPE)
+    state = jax.eval_shape(create)
+    shape = state.params['embedding']['kernel'].shape
+    sums = [
+        equation
+        for equation, _ in equations(jax.make_jaxpr(step)(state, some_batch(4)).jaxpr)
+        if equation.primitive.name == 'reduce_sum' and equation.invars[0].aval.shape == shape
+    ]
+    assert len(sums) == 3  # of the gradient, the update, the parameters after it
+
+
 def test_each_device_keeps_its_rows():
     parts = micro_batches({'rows': jnp.arange(24)}, 3, sharding.make_mesh(1, jax.devices()[:4]))['rows']
     expected = [[0, 1, 6, 7, 12, 13, 18, 19], [2, 3, 8, 9, 14, 15, 20, 21], [4, 5, 10, 11, 16, 17, 22, 23]]

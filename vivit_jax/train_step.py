@@ -128,7 +128,9 @@ def train_step(
     def change(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], dict[str, jax.Array]]:
         old, opt_state, ema = before
         whole = jax.tree.map(lambda yes, g, w: g if yes else jnp.zeros_like(w), learns, gradient, old)
-        updates, opt_state = optimizer.update(whole, opt_state, old)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            whole, opt_state, old, grad_norm=scalars['grad_norm']
+        )
         new = optax.apply_updates(old, updates)
         new = jax.tree.map(lambda yes, new, old: new if yes else old, learns, new, old)
         if ema is not None:
