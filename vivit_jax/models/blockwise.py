@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 Heads = Float[Array, 'b heads n c']
 Rows = Float[Array, 'b heads n']
 
-# Of queries and keys: a block of weights of a dozen heads stays near the cores (a few MiB), and its products large
-# enough to be worth their call.
-LARGEST_BLOCK = 512
+# Of queries and keys. Smaller blocks are slower, by the work that each takes besides its products; the weights of
+# larger ones begin to count beside what a model keeps for its backward pass (here 48 MiB for twelve heads of a clip).
+LARGEST_BLOCK = 1024
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
