@@ -102,7 +102,7 @@ MASKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def clip_by_global_norm(max_norm: float, *, first: bool = True) -> optax.GradientTransformationExtraArgs:
+def clip_by_global_norm(max_norm: float, *, unchanged: bool = True) -> optax.GradientTransformationExtraArgs:
     """Multiplies all gradients by max_norm / |g| where their global norm |g| is at least `max_norm`.
 
     Optax's own divides every number by |g| before it multiplies: a pass over all of them more, as compilers do not
@@ -110,14 +110,14 @@ def clip_by_global_norm(max_norm: float, *, first: bool = True) -> optax.Gradien
 
     Args:
         max_norm: > 0.
-        first: Nothing changes the gradient before it is clipped, so that |g| is the `grad_norm` of `update`.
+        unchanged: Nothing before this changes the gradient, so that |g| is the `grad_norm` that `update` is given.
     """
 
     def update(
         updates: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **others: Any
     ) -> tuple[Any, Any]:
         del params, others
-        norm = grad_norm if first and grad_norm is not None else optax.global_norm(updates)
+        norm = grad_norm if unchanged and grad_norm is not None else optax.global_norm(updates)
         scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
         return jax.tree.map(lambda g: g * scale, updates), state
 
@@ -217,8 +217,9 @@ def create_optimizer(
             the same reason it is made for a momentum or b1 of about 0.9: at 0.99 changes begin to be lost.
 
     Returns:
-        An optax transformation; `update` needs the parameters, and takes the gradient's global norm as `grad_norm`
-        where that is known, to compute it once. Its state is plain optax tuples of fresh arrays.
+        An optax transformation; `update` needs the parameters, and takes as `grad_norm`, where it is known, the
+        global norm of just the gradient that it is given, to compute it once. Its state is plain optax tuples of
+        fresh arrays.
 
     Raises:
         ValueError: an unknown name, mode, mask or type, a negative decay or norm, or adamw with 'l2'.
@@ -236,7 +237,7 @@ def create_optimizer(
     if weight_decay > 0 and weight_decay_mode == 'l2':
         pieces.append(optax.add_decayed_weights(weight_decay, mask))
     if max_grad_norm > 0:
-        pieces.append(clip_by_global_norm(max_grad_norm, first=not pieces))
+        pieces.append(clip_by_global_norm(max_grad_norm, unchanged=not pieces))
     if name == 'momentum':
         piece, moment = optax.trace(momentum), 'trace'
     else:

@@ -132,24 +132,24 @@ def train_step(
             whole, opt_state, old, grad_norm=scalars['grad_norm']
         )
         new = optax.apply_updates(old, updates)
-        new = jax.tree.map(lambda yes, new, old: new if yes else old, learns, new, old)
+        new = jax.tree.map(lambda yes, moved, stays: moved if yes else stays, learns, new, old)
         if ema is not None:
             average = ema_update(ema, new, ema_decay, state.step)
-            ema = jax.tree.map(lambda yes, new, old: new if yes else old, learns, average, ema)
+            ema = jax.tree.map(lambda yes, moved, stays: moved if yes else stays, learns, average, ema)
         norm = optax.global_norm(updates)
         learnt = optax.global_norm(jax.tree.map(lambda yes, w: w if yes else None, learns, new))
         # Where all that learns is 0, as a new head before its first update, so is the update.
         ratio = norm / jnp.maximum(learnt, jnp.finfo(jnp.float32).tiny)
         return (new, opt_state, ema), {'update_norm': norm, 'update_ratio': ratio}
 
-    def keep(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], dict[str, jax.Array]]:
+    def leave(before: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], dict[str, jax.Array]]:
         return before, dict.fromkeys(('update_norm', 'update_ratio'), jnp.float32(jnp.nan))
 
-    # Asked always, whatever a run does about it: one program, so that the numbers do not depend on that. In a branch
-    # state is overwritten in place; a choice between each old and new number would keep a copy of momentum for it.
+    # Whether the step is finite is asked whatever `training.on_nan` says: one program, whose numbers do not depend on
+    # that. In a branch state is overwritten in place; a choice between each old and new number would copy momentum.
     finite = jnp.isfinite(scalars['loss']) & jnp.isfinite(scalars['grad_norm'])
-    kept, of_update = jax.lax.cond(finite, change, keep, (state.params, state.opt_state, state.ema))
-    return TrainState(state.step + 1, *kept), scalars | of_update
+    then, of_update = jax.lax.cond(finite, change, leave, (state.params, state.opt_state, state.ema))
+    return TrainState(state.step + 1, *then), scalars | of_update
 
 
 def micro_batches(batch: pipeline.Batch, accumulate: int, mesh: Mesh | None = None) -> pipeline.Batch:

@@ -20,7 +20,8 @@ Heads = Float[Array, 'b heads n c']
 Rows = Float[Array, 'b heads n']
 
 # Of queries and keys. Smaller blocks are slower, by the work that each takes besides its products; the weights of
-# larger ones begin to count beside what a model keeps for its backward pass (here 48 MiB for twelve heads of a clip).
+# larger ones begin to count beside what a model keeps for its backward pass: here 48 MiB for twelve heads of a clip,
+# and on the way back as much again for their gradients.
 LARGEST_BLOCK = 1024
 
 
