@@ -273,8 +273,10 @@ def test_what_cannot_fit_is_known_before_it_runs(device, problem):
             assert do == 'device'
             return device
 
-    assert comparing.too_large(Answers(), {'planned': {'total': 96 * 2**20}}) == problem
-    assert comparing.too_large(Answers(), {'planned': None}) == ''
+    planned = {'arguments': 90 * 2**20, 'temporary': 6 * 2**20, 'total': 96 * 2**20}
+    assert comparing.too_large(Answers(), planned) == problem
+    assert comparing.too_large(Answers(), planned, 'temporary') == ''
+    assert comparing.too_large(Answers(), None) == ''
 
 
 def test_others_give_back_what_they_keep_where_a_step_wants_it(monkeypatch):
@@ -292,7 +294,8 @@ def test_others_give_back_what_they_keep_where_a_step_wants_it(monkeypatch):
         def close(self):
             pass
 
-    facts, left_out = {'planned': {'total': 96 * 2**20}}, {}
+    # The arguments are there already.
+    facts, left_out = {'planned': {'temporary': 96 * 2**20, 'total': 2**30}}, {}
     first, second, gone = (
         comparing.Turns(Answers(name), facts) for name in ('ours', 'reference', 'ours-loop')
     )
@@ -404,6 +407,7 @@ def test_time_of_an_operation_is_without_that_of_others_inside():
         ),
         ('jit(step)/jvp(ViViT)/embedding/dot_general', ('embedding/dot_general', 'forward')),
         ('jit(train_step)/mul', ('mul', '')),
+        ('jit(train_step)/cond/branch_1_fun/mul', ('mul', '')),
         (
             'jit(f)/transpose(jvp(M))/while/body/checkpoint/rematted_computation/EncoderBlock/tanh',
             ('tanh', 'recomputed'),
@@ -614,15 +618,22 @@ def test_bars_are_met_missed_or_not_measured():
     assert (row['verdict'], row['measured']) == ('not measured', report['left_out']['reference'])
 
 
-def test_shares_of_a_gpus_peak_are_judged_and_without_a_gpu_not_measured():
-    report = {'contenders': [{'name': 'ours', 'train': {'mfu': 0.5}}], 'peak': {'flops': 989e12}}
+def test_shares_of_a_gpus_peak_are_judged_and_without_a_gpu_not_measured(monkeypatch):
+    report = {
+        'contenders': [{'name': 'ours', 'train': {'mfu': 0.5}}],
+        'peak': {'flops': 989.4e12, 'source': 'published: H100 SXM bfloat16'},
+        'device': {'kind': 'NVIDIA H100 80GB HBM3'},
+    }
     assert bars._judged('gpu_b', *bars.GPU['gpu_b'].wanted[0], report) == {
-        'bar': 'gpu_b: train step, share of 989 TFLOP/s',
+        'bar': 'gpu_b: train step, share of the peak',
         'wanted': '>= 45%',
-        'measured': '50.0%',
+        'measured': '50.0% (989.4 TFLOP/s, published: H100 SXM bfloat16; NVIDIA H100 80GB HBM3)',
         'verdict': 'met',
     }
     assert bars._judged('gpu_l', *bars.GPU['gpu_l'].wanted[0], report)['verdict'] == 'missed'
+    unknown = report | {'contenders': [{'name': 'ours', 'train': {'mfu': None}}], 'peak': None}
+    assert bars._judged('gpu_l', *bars.GPU['gpu_l'].wanted[0], unknown)['verdict'] == 'not measured'
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')  # of the contender's process
     options = argparse.Namespace(
         attention_backend=None, scan_layers=None, remat=None, rounds=None, seconds=1.0, peak_flops=None
     )
@@ -632,7 +643,7 @@ def test_shares_of_a_gpus_peak_are_judged_and_without_a_gpu_not_measured():
 
 
 def test_a_bar_tells_the_command_that_measures_it_alone():
-    given = argparse.Namespace(rounds=3)
+    given = argparse.Namespace(rounds=3, peak_flops=None)
     ours = {'attention_backend': 'blockwise', 'scan_layers': False, 'remat': 'block'}
     assert bars._command('fe', ours, given) == (
         'python tools/benchmark_train.py --bars=fe --rounds=3 --attention-backend=blockwise --no-scan-layers '

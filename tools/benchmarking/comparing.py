@@ -104,23 +104,24 @@ def _prepared(child: Child, workload: Workload) -> dict[str, Any]:
         raise ContenderError(
             f'{title} has {facts["parameters"]:,} parameters, not {workload.parameters():,}: it is another model'
         )
-    if problem := too_large(child, facts):
+    if problem := too_large(child, facts['planned']):
         raise ContenderError(f'{title} {problem}')
     return facts | child.ask('start', forward=True)
 
 
-def too_large(child: Child, facts: dict[str, Any]) -> str:
+def too_large(child: Child, planned: dict[str, int] | None, of: str = 'total') -> str:
     """Returns why there is too little memory for a training step, as it is planned; '' if there is enough.
 
     Args:
         child: A contender that has compiled.
-        facts: What compiling told.
+        planned: What compiling told of memory, see `jax_contender.planned`.
+        of: Which of it is still to be found: 'temporary' where the arguments are there already.
     """
-    if facts['planned'] is None:
+    if planned is None:
         return ''
     device = child.ask('device')
     free = measuring.available() if device['platform'] == 'cpu' else device['bytes']
-    wanted = facts['planned']['total']
+    wanted = planned[of]
     if free is None or wanted <= free:
         return ''
     return f'is predicted to take {memory.amount(wanted)} where {memory.amount(free)} can be had'
@@ -141,15 +142,16 @@ def _rounds(
                 if turns.child.contender.title in left_out:  # it ended while another wanted room
                     continue
                 with _leaving_out(left_out, turns.child.contender, turns.child):
-                    _make_room(turns, running, left_out)
+                    if what == 'train':
+                        _make_room(turns, running, left_out)
                     turns.seconds[what].append(turns.child.ask(what))
             running = [turns for turns in running if turns.child.contender.title not in left_out]
     return running
 
 
 def _make_room(turns: Turns, running: list[Turns], left_out: dict[str, str]) -> None:
-    """Has the others give back memory that they keep, where a step may want it: their next one takes longer then."""
-    if not too_large(turns.child, turns.facts):
+    """Has the others give back memory that they keep, where a training step wants it: their next one is slower."""
+    if not too_large(turns.child, turns.facts['planned'], 'temporary'):
         return
     for other in running:
         if other is not turns and other.child.contender.title not in left_out:

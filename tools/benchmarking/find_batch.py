@@ -90,7 +90,7 @@ def attempt(workload: Workload, contender: Contender, steps: int) -> Row:
         try:
             facts = child.ask('compile', runs=True, forward=False)
             row['planned_bytes'] = facts['planned'] and facts['planned']['total']
-            if problem := too_large(child, facts):
+            if problem := too_large(child, facts['planned']):
                 return row | {'why': problem}
             started = child.ask('start', forward=False)
             taken = [child.ask('train') for _ in range(steps)]

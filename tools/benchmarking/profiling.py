@@ -127,7 +127,7 @@ def purpose(name: str) -> tuple[str, str]:
     parts = [
         part
         for part in name.split('/')
-        if not re.search(r'[(\[]|^(while|body|cond|checkpoint|closed_call)$', part)
+        if not re.search(r'[(\[]|^(while|body|cond|branch_\d+_fun|checkpoint|closed_call)$', part)
     ]
     parts = [part for part in parts if part != 'rematted_computation' and '.' not in part.replace('...', '')]
     for place, part in enumerate(parts):
