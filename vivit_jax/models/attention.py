@@ -30,8 +30,8 @@ FOLDS = {
 PARTS = {'window': (1, 2, 2), 'grid': (2, 2, 2)}
 
 BACKENDS = ('auto', 'xla', 'blockwise', 'cudnn', 'flash')
-# Tokens from which on 'auto' keeps the matrix of all weights out of memory: on CPUs that takes no longer from there
-# on. On GPUs, where cuDNN cannot do it (32 bits), it is from where the matrix grows large; that was not measured.
+# Tokens from which on 'auto' keeps the matrix of all weights out of memory: on CPUs that takes about as long from
+# there on. On GPUs, where cuDNN cannot do it (32 bits), it is from where the matrix grows large: not measured.
 LONG, LONG_ON_GPU = 256, 1024
 
 Grid = tuple[int, int, int]
