@@ -23,6 +23,7 @@ from vivit_jax.models.cost import multiply_adds
 from vivit_jax.models.embed import token_grid
 
 TOOLS = pathlib.Path(__file__).parent.parent / 'tools'
+CONFIGS = TOOLS.parent / 'configs'
 sys.path.append(str(TOOLS))  # where programs of tools/ find what they share
 
 from benchmarking import (  # noqa: E402
@@ -141,6 +142,23 @@ def test_a_step_of_the_reference_is_a_step_of_ours(golden, random_params, quick_
 def test_the_reference_says_what_it_has_not():
     with pytest.raises(ValueError, match=r'the reference has spatio_temporal, .*, not axial with gap'):
         reference.make(5, {**TINY.model, 'attention': 'axial', 'classifier': 'gap'})
+    with pytest.raises(
+        ValueError, match=r'the reference has no dropout_rate=0.1, no drop_path_rate=0.3: leave it'
+    ):
+        reference.make(5, {**TINY.model, 'drop_path_rate': 0.3, 'dropout_rate': 0.1})
+
+
+def test_the_reference_knows_every_field():
+    """It has a field as it is, at one value, or the field says no more than how ours computes or starts."""
+    how = {'attention_backend', 'scan_layers', 'remat', 'kernel_init', 'remainder', 'sampled_frames'}
+    fields = {field.name for field in dataclasses.fields(TINY.make_model())} - {
+        'num_classes',
+        'parent',
+        'name',
+    }
+    assert fields == {*reference.FIELDS, *reference.FIXED} | how
+    model = TINY.make_model()
+    assert {name: getattr(model, name) for name in reference.FIXED} == reference.FIXED
 
 
 # --- What is computed ---
@@ -165,7 +183,14 @@ def test_options_say_what_is_computed():
 
 
 def test_a_configuration_says_what_is_computed():
-    config = str(TOOLS.parent / 'configs' / 'kinetics400_fe.py')
+    config = str(CONFIGS / 'kinetics400_fe.py')
+    assert workload.instead(options(f'--config={config}'), {}) == ''
+    assert workload.instead(
+        options(f'--config={config}'), {'optimizer.name': 'adamw', 'training.ema_decay': '0.9'}
+    ) == (
+        "measured with optimizer.name='momentum' instead of 'adamw', training.ema_decay=0.0 instead of 0.9: "
+        'the run itself takes other memory and time'
+    )
     work = workload.of_options(options(f'--config={config}', '--batch=2'), {'model.width': '96'})
     model = work.make_model()
     assert (model.attention, model.width, work.clip, work.batch) == (
@@ -662,6 +687,21 @@ def test_steps_are_fed_by_the_pipeline():
     assert found['data_wait'] == pytest.approx(found['wait_seconds'] / found['seconds_per_step'])
 
 
+def test_a_configuration_is_fed_to_what_options_make_of_it(monkeypatch):
+    fed = []
+    monkeypatch.setattr(data_wait, 'measure', lambda config, **how: fed.append((config, how)) or {})
+    file = str(CONFIGS / 'moving_digits.py')
+    asked = workload.of_options(
+        options(f'--config={file}', '--remat=block', '--scan-layers', '--batch=4'), {}
+    )
+    work = workload.Workload.of_json(json.loads(json.dumps(dataclasses.asdict(asked))))
+    child.Worker('ours', work).data_wait({'file': file, 'overrides': {'data.threads': '3'}}, steps=7)
+    ((config, how),) = fed
+    assert how == {'noise': False, 'steps': 7}
+    assert (config.model.remat, config.model.scan_layers, config.model.tubelet) == ('block', True, (4, 4, 4))
+    assert (config.training.batch_size, config.data.threads) == (4, 3)
+
+
 # --- The command ---
 
 
@@ -711,6 +751,13 @@ def test_ours_beside_the_reference_from_beginning_to_end(tmp_path):
             '--profile looks at one contender, not at ours and',
         ),
         (['--bf16'], '--bf16 goes with --compare'),
+        (['--bars=fe', '--size=B'], '--size does not go with --bars, each of which says what is computed'),
+        (['--bars=fe', '--contenders', 'ours'], '--contenders does not go with --bars'),
+        (['--bars=fe', '--config.model.width=96'], '--config.model.width does not go with --bars'),
+        (
+            ['--compare', '--contenders', 'ours', 'reference', f'--config={CONFIGS / "ssv2_fe.py"}'],
+            'the reference has no drop_path_rate=0.3: leave it out of --contenders',
+        ),
         (['--compile-only', '--contenders', 'hf-eager'], 'PyTorch compiles while it runs'),
         (['--peak-flops=none'], "'none' must be a number above 0"),
         (['--batch=0'], "'0' must be a whole number of at least 1"),

@@ -43,7 +43,7 @@ from benchmarking.jax_contender import planned
 from benchmarking.workload import at_least_one
 from einops import rearrange
 
-from vivit_jax import help_text
+from vivit_jax import help_text, sharding
 from vivit_jax.models.attention import BACKENDS, FOLDS, choose_backend, dot_product_attention
 from vivit_jax.telling.memory import amount, resident
 
@@ -95,7 +95,9 @@ def main() -> None:
     options = parser.parse_args()
     try:
         _check(options)
-        report = measure(options)
+        one = sharding.make_mesh(devices=jax.local_devices()[:1])  # of perhaps several
+        with sharding.in_use(one):
+            report = measure(options)
         found = _curves(report)
         print('\n'.join(_text(report, found)))
         report |= {'fits': exponents.as_json(found), 'linear': _linear(found)}

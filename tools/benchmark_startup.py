@@ -1,4 +1,4 @@
-"""Measures how long a command takes to its first step: with no compiled programs at hand, then with those it kept.
+"""Measures how long a command takes until it steps: with no compiled programs at hand, then with those it kept.
 
 Starts the same training, or the same dry run, several times in fresh folders, and ends each when it says "compiled":
 training after its first step, a dry run just before it. The first start finds no cache of compiled programs, the
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(command: list[str], folder: pathlib.Path, number: int) -> Start:
-    """Starts `vivit_jax.main` until it has made its first step.
+    """Starts `vivit_jax.main` until it says "compiled".
 
     Raises:
         ValueError: If it ends before, with its last line.
@@ -106,7 +106,9 @@ def start(command: list[str], folder: pathlib.Path, number: int) -> Start:
     _, _, used = os.wait4(process.pid, 0)
     process.returncode = 0  # waited for: its use of the CPU is told only once
     if found is None:
-        raise ValueError(f'vivit_jax.main {" ".join(command)} ended before its first step: {last.strip()}')
+        raise ValueError(
+            f'vivit_jax.main {" ".join(command)} ended before it said "compiled": {last.strip()}'
+        )
     return Start(wall, used.ru_utime + used.ru_stime, bool(found[1]))
 
 
@@ -122,7 +124,7 @@ def ratios(starts: list[Start]) -> dict[str, float]:
 def line(name: str, one: Start) -> str:
     """Returns a row of the table."""
     how = 'loaded' if one.loaded else 'compiled'
-    return f'{name:<8} {how:<8} {one.wall:6.1f} s to the first step, {one.cpu:6.1f} s of CPU time'
+    return f'{name:<8} {how:<8} {one.wall:6.1f} s to "compiled", {one.cpu:6.1f} s of CPU time'
 
 
 if __name__ == '__main__':

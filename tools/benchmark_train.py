@@ -65,6 +65,8 @@ from vivit_jax import command_line, help_text
 from vivit_jax.telling import facts
 
 ROUNDS, COMPILE_ROUNDS = 20, 3
+# What a bar says itself.
+OF_BAR = ('config', *workload.OF_MODEL, 'batch', 'contenders')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'transformers')
 Report = dict[str, Any]
 
@@ -76,9 +78,12 @@ def main() -> None:
     overrides = command_line.overrides(parser, rest)
     try:
         _check(options)
+        if instead := '' if options.bars else workload.instead(options, overrides):
+            _tell(instead)
         report, lines = _measure(options, overrides)
-        print('\n'.join(lines))
+        print('\n'.join([*lines, instead] if instead else lines))
         if options.output:
+            report |= {'instead': instead}
             pathlib.Path(options.output).write_text(json.dumps(about() | report, indent=1) + '\n')
         if options.plot:
             plots.draw(report, options.plot)
@@ -142,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[Report, Iterable[str]]:
     """Carries out the mode; returns its report and what to print of it."""
     if options.bars:
+        if overrides:
+            raise ValueError(f'--config.{next(iter(overrides))} does not go with --bars')
         names = list(bars.NAMES) if options.bars == 'all' else options.bars.split(',')
         if unknown := [name for name in names if name not in bars.NAMES]:
             raise ValueError(f'--bars={options.bars}: {unknown[0]!r} is none of {", ".join(bars.NAMES)}')
@@ -193,8 +200,11 @@ def _rivals(work: Workload) -> list[str]:
         names += ['hf-eager', 'hf-compiled']
     except ValueError as error:
         _tell(f'left out: hf-eager, hf-compiled: {error}')
-    if work.model['attention'] in reference.MODELS and work.model['classifier'] in ('token', 'gap'):
+    try:
+        reference.make(work.num_classes, work.model)
         names.append('reference')
+    except ValueError as error:
+        _tell(f'left out: reference: {error}')
     return names
 
 
@@ -207,6 +217,8 @@ def _contenders(
         names += [name + BFLOAT16 for name in names if name == 'ours' or name.startswith('hf-')]
     if any(name.startswith('hf-') for name in names):
         hugging_face.check(work)
+    if any(name.startswith('reference') for name in names):
+        reference.make(work.num_classes, work.model)
     contenders, left_out = expanded(list(dict.fromkeys(names)))
     if not contenders:
         raise ValueError('; '.join(f'{name}: {cause}' for name, cause in left_out.items()))
@@ -263,6 +275,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f'--{mode} looks at one contender, not at {" and ".join(options.contenders)}')
     if options.bf16 and not options.compare:
         raise ValueError('--bf16 goes with --compare; for ours alone: --dtype=bfloat16')
+    if options.bars and (given := [name for name in OF_BAR if getattr(options, name) is not None]):
+        raise ValueError(f'--{given[0]} does not go with --bars, each of which says what is computed')
     if options.data_wait and (options.bars or options.profile or options.compile_only or options.find_batch):
         raise ValueError('--data-wait goes with steps that are timed: alone, or with --compare')
 

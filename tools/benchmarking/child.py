@@ -115,6 +115,8 @@ class Worker:
             return data_wait.measure(data_wait.config_of(self.workload), noise=True, steps=steps)
         loaded = config_module.load(config['file'], config['overrides'])
         loaded.training.batch_size = self.workload.batch
+        with loaded.unlocked():
+            loaded.model.update(self.workload.model)  # with what options say of how it computes
         return data_wait.measure(loaded, noise=False, steps=steps)
 
     def profile(self, of: str, steps: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from benchmarking import reference
 from benchmarking.workload import Workload
+from vivit_jax import sharding
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 from vivit_jax.telling import memory
 from vivit_jax.train_step import create_state, train_step
@@ -133,6 +134,11 @@ class JaxContender:
             Seconds to trace and to compile the training step, and its memory as XLA plans it, in bytes.
         """
         jax.clear_caches()
+        one = sharding.make_mesh(devices=jax.local_devices()[:1])  # of perhaps several
+        with sharding.in_use(one):
+            return self._compile(runs=runs, forward=forward)
+
+    def _compile(self, *, runs: bool, forward: bool) -> dict[str, Any]:
         made, state = self.programs, jax.eval_shape(self.programs.create)
         batch = jax.eval_shape(self._batch)
         if runs:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 LEARNING_RATE, MOMENTUM, MAX_NORM = 1e-3, 0.9, 1.0
-# Models that the reference has; and fields that it reads, with all others at their defaults.
+# Models that the reference has; fields that it reads, those that it has at one value alone, others at their defaults.
 MODELS = ('spatio_temporal', 'factorised_encoder', 'factorised_self_attention', 'factorised_dot_product')
 FIELDS = (
     'attention',
@@ -29,6 +29,17 @@ FIELDS = (
     'attention_order',
     'dtype',
 )
+FIXED = {
+    'embedding': 'tubelet',
+    'position_embedding': 'learned',
+    'activation': 'gelu_tanh',
+    'norm_epsilon': 1e-6,
+    'final_norm': True,
+    'representation_size': 0,
+    'dropout_rate': 0.0,
+    'attention_dropout_rate': 0.0,
+    'drop_path_rate': 0.0,
+}
 
 
 class Mlp(nn.Module):
@@ -228,16 +239,20 @@ def make(num_classes: int, model: dict[str, Any]) -> Reference:
 
     Args:
         num_classes: Classes.
-        model: Fields of `vivit_jax.create_model`; those that say how ours computes are passed over.
+        model: Fields of `vivit_jax.create_model`; those that say how ours computes or starts are passed over.
 
     Raises:
-        ValueError: For a model that the reference has not.
+        ValueError: For a model, or a field's value, that the reference has not.
     """
     if model['attention'] not in MODELS or model['classifier'] not in ('token', 'gap'):
         raise ValueError(
             f'the reference has {", ".join(MODELS)} with a classifier token or gap, not {model["attention"]} with '
             f'{model["classifier"]}: leave it out of --contenders'
         )
+    if others := [
+        f'{name}={model[name]!r}' for name, value in FIXED.items() if model.get(name, value) != value
+    ]:
+        raise ValueError(f'the reference has no {", no ".join(others)}: leave it out of --contenders')
     fields = {name: model[name] for name in FIELDS if name in model}
     return Reference(num_classes, **{**fields, 'tubelet': tuple(model['tubelet'])})
 

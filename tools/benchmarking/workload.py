@@ -29,6 +29,17 @@ OF_MODEL = (
     'classes',
     'dtype',
 )
+# Of a configuration, what is measured at these values alone: the reference's and PyTorch's steps have nothing else.
+MEASURED = {
+    'optimizer.name': 'momentum',
+    'optimizer.state_dtype': 'float32',
+    'optimizer.train': 'all',
+    'optimizer.freeze': '',
+    'training.ema_decay': 0.0,
+    'training.accumulate': 1,
+}
+# And those that say how ours computes it, not what.
+OF_OURS = ('attention_backend', 'scan_layers', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Workload:
     def __str__(self) -> str:
         """Returns a line for people."""
         model, (frames, height, width, _) = self.make_model(), self.clip
-        shown = {name: self.model.get(name) for name in ('attention_backend', 'scan_layers', 'remat')}
+        shown = {name: self.model.get(name) for name in OF_OURS}
         how = ', '.join(f'{name}={value}' for name, value in shown.items() if value is not None)
         return (
             f'{model.attention}, {model.num_layers} layers, {model.num_heads} heads, width {model.width}, '
@@ -175,9 +186,21 @@ def of_options(options: argparse.Namespace, overrides: dict[str, str]) -> Worklo
     return checked(workload.changed(**ours_of(options)))
 
 
+def instead(options: argparse.Namespace, overrides: dict[str, str]) -> str:
+    """Returns a line that tells what a configuration trains with and the benchmark does not; '' if nothing."""
+    if not options.config:
+        return ''
+    config = config_module.load(options.config, overrides)
+    given = {key: config[key.split('.')[0]][key.split('.')[1]] for key in MEASURED}
+    others = [
+        f'{key}={value!r} instead of {given[key]!r}' for key, value in MEASURED.items() if given[key] != value
+    ]
+    return f'measured with {", ".join(others)}: the run itself takes other memory and time' if others else ''
+
+
 def ours_of(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of the model that options set: how ours computes, not what."""
-    ours = {name: getattr(options, name) for name in ('attention_backend', 'scan_layers', 'remat')}
+    ours = {name: getattr(options, name) for name in OF_OURS}
     return {name: value for name, value in ours.items() if value is not None}
 
 
