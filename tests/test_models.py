@@ -630,6 +630,7 @@ def test_expectation_is_kept(random_params, quick_jit, setting):
         {'remat': 'block'},
         {'remat': 'attention', 'num_layers': 1},
         {'attention_backend': 'blockwise'},
+        {'dropout_rate': 0.2, 'attention_dropout_rate': 0.2},  # of which nothing is drawn here
     ],
     ids=str,
 )

@@ -83,7 +83,7 @@ def _encoders(model: ViViT, grid: Grid) -> list[tuple[int, int, Grid]]:
 
 def _unread(model: ViViT, grid: Grid) -> int:
     """Multiply-adds of the last block that nothing depends on: queries on, all of them but the first token's."""
-    if not reads_first(model):
+    if not reads_first(model, train=True):
         return 0
     tokens, d = math.prod(grid) + _num_cls(model), model.width
     each = 2 * d**2 + 2 * d * tokens + (INPUTS[model.activation] + 1) * d * model.mlp_dim

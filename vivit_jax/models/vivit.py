@@ -82,8 +82,8 @@ class ViViT(nn.Module):
         final_norm: Whether encoders end with a LayerNorm.
         attention_backend: What computes attention, to rounding the same: 'auto', 'xla', 'blockwise', 'cudnn' or
             'flash'; see `attention.choose_backend`.
-        scan_layers: Whether the blocks run as a scan: compiled once instead of once each, and with `remat` in less
-            memory on CPUs too. A loop has faster steps there.
+        scan_layers: Whether the blocks run as a scan: there one block's parameters come together at a time where
+            they are split over devices, and `remat` saves memory on CPUs too. A loop has faster steps there.
         remat: What the backward pass computes anew, for less memory: 'none', 'attention', all of a 'block' or all
             of it but its products with parameters, 'dots'.
         dtype: Compute dtype, 'float32' or 'bfloat16'; parameters, statistics and logits are float32.
@@ -219,7 +219,7 @@ class ViViT(nn.Module):
             scan_layers=self.scan_layers,
             remat=self.remat,
             dtype=dtype,
-            first_only=reads_first(self),
+            first_only=reads_first(self, train=train),
             make_block=make_block,
             name=name,
         )
@@ -244,13 +244,14 @@ class ViViT(nn.Module):
         return x, read, attention
 
 
-def reads_first(model: ViViT) -> bool:
+def reads_first(model: ViViT, *, train: bool) -> bool:
     """Tells whether the first token, all that is classified, is computed by itself in the last block.
 
-    Not in a scan, where all blocks are alike, nor with dropout, whose draws for one token are others than for all.
+    Not in a scan, where all blocks are alike, nor in training with dropout, whose draws for one token are others than
+    for all.
     """
     alone = pattern_of(model.attention, model.attention_order).attends == ('all',)
-    draws = model.dropout_rate > 0 or model.attention_dropout_rate > 0
+    draws = train and (model.dropout_rate > 0 or model.attention_dropout_rate > 0)
     return model.classifier in FIRST and alone and not (draws or model.scan_layers)
 
 
