@@ -118,7 +118,7 @@ def _model() -> ConfigDict:
     # What computes attention, to rounding the same: auto | xla (all weights in memory) | blockwise (memory grows
     # with the tokens, not with their square) | cudnn (GPUs, bfloat16) | flash (TPUs)
     model.attention_backend = 'auto'
-    model.scan_layers = False  # blocks as a scan: compiled once instead of once each; steps may take longer
+    model.scan_layers = False  # blocks as a scan: fsdp, and remat on CPUs, need it; slower steps on CPUs
     # What the backward pass computes anew, for less memory: none | attention | dots (all but products with
     # parameters) | block (everything)
     model.remat = 'none'

@@ -213,8 +213,8 @@ def _run(mode: str, config: ConfigDict, workdir: str) -> tuple[int, str]:
             f'out of device memory with training.batch_size={config.training.batch_size}, '
             f'evaluation.batch_size={config.evaluation.batch_size}, clips of {config.data.frames} x '
             f"{tuple(config.data.crop)} and model.dtype='{config.model.dtype}'. Try a smaller batch, "
-            "training.accumulate=4, model.remat=block, model.dtype='bfloat16', fewer frames, larger tubelets, "
-            'sharding.fsdp over several devices, or '
+            "training.accumulate=4, model.remat=block (on CPUs with model.scan_layers=true), model.dtype='bfloat16', "
+            'fewer frames, larger tubelets, sharding.fsdp over several devices, or '
             'model.attention=factorised_encoder in place of spatio_temporal',
         )
     return 0, ''

@@ -21,8 +21,8 @@ import jax
 LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
 STATUS = pathlib.Path('/proc/self/status')
 HELPS = (
-    'a smaller training.batch_size, training.accumulate, model.remat, model.attention_backend=blockwise, fewer '
-    'frames or larger tubelets, sharding.fsdp over several devices'
+    'a smaller training.batch_size, training.accumulate, model.remat=block (on CPUs with model.scan_layers=true), '
+    'fewer frames or larger tubelets, sharding.fsdp over several devices'
 )
 
 
