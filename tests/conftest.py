@@ -29,14 +29,16 @@ jax.config.update('jax_default_matmul_precision', 'highest')
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs for later tests and runs, in each worker for itself: jax writes them in place.
 
+    Commands that tests start keep theirs as they do for users, in a cache folder that is not the user's.
+
     Memory is given back as ever: commands that run within a test would keep it for all other tests.
     """
     host_memory.SETTINGS.clear()
     worker = getattr(config, 'workerinput', {}).get('workerid', 'main')
     if hasattr(config, 'cache'):
-        folder = str(config.cache.mkdir(f'jax-{worker}'))
-        os.environ['JAX_COMPILATION_CACHE_DIR'] = folder  # of the commands that tests start
-        jax.config.update('jax_compilation_cache_dir', folder)
+        os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+        os.environ['XDG_CACHE_HOME'] = str(config.cache.mkdir('commands'))
+        jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir(f'jax-{worker}')))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

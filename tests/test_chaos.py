@@ -148,7 +148,6 @@ def test_mistakes_are_told(tool, capsys, tmp_path):
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tool, tmp_path, monkeypatch, capsys, request):
     # Programs are kept as they are for users: those of a killed run must not harm the next.
-    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     monkeypatch.setenv('XDG_CACHE_HOME', str(request.config.cache.mkdir('chaos')))
     began, output = time.monotonic(), tmp_path / 'chaos.json'
     code = tool.main(['--kills=20', '--damage=1', f'--folder={tmp_path / "runs"}', f'--output={output}'])

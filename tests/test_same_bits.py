@@ -41,7 +41,7 @@ def test_two_processes_one_after_the_other_train_the_same_model(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | {'VIVIT_JAX_COMPILE_CACHE': '0'},  # each compiles for itself
         )
         for name, own in folders.items()
     }
