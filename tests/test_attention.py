@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit_jax.models.attention import BACKENDS, choose_backend, dot_product_attention
+from vivit_jax.models.attention import BACKENDS, LONG, choose_backend, dot_product_attention
 from vivit_jax.models.blockwise import blockwise
 from vivit_jax.models.encoder import REMATS
 from vivit_jax.models.vivit import create_model
@@ -103,8 +103,13 @@ def test_memory_grows_with_the_tokens_not_with_their_square():
 
 
 @pytest.mark.parametrize(('dtype', 'within'), [('float32', 1e-5), ('bfloat16', 1e-2)])
-@pytest.mark.parametrize('backend', ['auto', 'xla', 'blockwise'])
-@pytest.mark.parametrize('tokens', [5, 257])
+@pytest.mark.parametrize(
+    ('backend', 'tokens'),
+    [
+        *((backend, tokens) for backend in ('auto', 'xla', 'blockwise') for tokens in (5, 257)),
+        *((backend, LONG + 1) for backend in ('auto', 'blockwise')),
+    ],
+)
 def test_backends_agree(backend, tokens, dtype, within):
     *parts, gradient = heads(tokens, dtype)
     mixed, backward = jax.vjp(lambda *parts: dot_product_attention(*parts, backend=backend), *parts)

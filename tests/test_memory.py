@@ -206,7 +206,7 @@ print(json.dumps({'start': start, 'predicted': predicted.total, 'peak': memory.p
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='the system does not tell what a process held')
-@pytest.mark.parametrize(('backend', 'freed'), [('blockwise', 'given back'), ('auto', 'kept')])
+@pytest.mark.parametrize(('backend', 'freed'), [('xla', 'given back'), ('auto', 'kept')])
 def test_what_was_predicted_is_what_is_held(backend, freed, request):
     """Above what the process held when its libraries and devices were there: within 15 per cent.
 
