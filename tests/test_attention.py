@@ -106,8 +106,8 @@ def test_memory_grows_with_the_tokens_not_with_their_square():
 @pytest.mark.parametrize(
     ('backend', 'tokens'),
     [
-        *((backend, tokens) for backend in ('auto', 'xla', 'blockwise') for tokens in (5, 257)),
-        *((backend, LONG + 1) for backend in ('auto', 'blockwise')),
+        *itertools.product(('auto', 'xla', 'blockwise'), (5, 257, 393, LONG - 1)),
+        *itertools.product(('auto', 'blockwise'), (LONG + 1,)),
     ],
 )
 def test_backends_agree(backend, tokens, dtype, within):

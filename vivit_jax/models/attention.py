@@ -108,14 +108,13 @@ def choose_backend(backend: str, shape: tuple[Any, ...], dtype: Any, device: Any
 def plain(query: Queries, key: Heads, value: Heads) -> Queries:
     """Softmax attention with a matrix of all weights in memory; see `dot_product_attention`.
 
-    What is divided by the sums over keys is the result, which is smaller than the weights as a rule.
+    What is divided by the sums over keys is the result, which is smaller than the weights as a rule. The weights stay
+    float32: rounded, they and their gradients would no longer cancel where a softmax is peaked.
     """
     scores = _scores(query, key)
     # The result does not depend on what is subtracted, so neither does its gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = jnp.einsum(
-        'bhqk,bhkc->bhqc', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+    mixed = jnp.einsum('bhqk,bhkc->bhqc', weights, value)
     return (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
 
@@ -143,13 +142,14 @@ def weighed(
     weights = jax.nn.softmax(_scores(query, key), axis=-1)
     if watch:
         weights = watch(weights)
-    dropped = (drop(weights) if drop else weights).astype(value.dtype)
-    return jnp.einsum('bhqk,bhkc->bhqc', dropped, value), weights
+    dropped = drop(weights) if drop else weights
+    return jnp.einsum('bhqk,bhkc->bhqc', dropped, value).astype(value.dtype), weights
 
 
 def _scores(query: Queries, key: Heads) -> Weights:
-    query = query / math.sqrt(query.shape[-1])
-    return jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
+    """Returns Q Kᵀ / √c in float32; scaled queries would be rounded once more."""
+    products = jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
+    return products / math.sqrt(query.shape[-1])
 
 
 class HeadProjection(nn.Module):

@@ -29,8 +29,7 @@ LARGEST_BLOCK = 1024
 def blockwise(query: Heads, key: Heads, value: Heads, block: int = LARGEST_BLOCK) -> Heads:
     """Softmax attention, softmax(Q Kᵀ / √c) V (paper, equation 7), without the matrix of all weights.
 
-    Products are of the inputs' dtype with float32 sums; statistics, weights and what is summed up over blocks are
-    float32.
+    Scores, statistics, weights, their gradients and what is summed up over blocks are float32, whatever the inputs.
 
     Args:
         query: Queries, float32 or bfloat16.
@@ -45,13 +44,12 @@ def blockwise(query: Heads, key: Heads, value: Heads, block: int = LARGEST_BLOCK
 
 
 def _forward(query: Heads, key: Heads, value: Heads, block: int) -> tuple[Heads, tuple[Array, ...]]:
-    scale = 1 / math.sqrt(query.shape[-1])
     if query.shape[2] <= block:
-        scores = _scores(query * scale, key)
+        scores = _scores(query, key)
         largest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = weights.sum(axis=-1, keepdims=True)
-        mixed = (_product('bhqk,bhkc->bhqc', weights.astype(value.dtype), value) / total).astype(value.dtype)
+        mixed = (_product('bhqk,bhkc->bhqc', weights, value) / total).astype(value.dtype)
         return mixed, (query, key, value, mixed, (largest + jnp.log(total))[..., 0])
     blocks = (_cut(key, block), _cut(value, block), _bias(key.shape[2], block))
 
@@ -63,7 +61,7 @@ def _forward(query: Heads, key: Heads, value: Heads, block: int) -> tuple[Heads,
             higher = jnp.maximum(largest, scores.max(axis=-1))
             weights = jnp.exp(scores - higher[..., None])
             shrink = jnp.exp(largest - higher)
-            mixed = mixed * shrink[..., None] + _product('bhqk,bhkc->bhqc', weights.astype(v.dtype), v)
+            mixed = mixed * shrink[..., None] + _product('bhqk,bhkc->bhqc', weights, v)
             return (mixed, higher, total * shrink + weights.sum(axis=-1)), None
 
         rows = queries.shape[:-1]
@@ -71,25 +69,18 @@ def _forward(query: Heads, key: Heads, value: Heads, block: int) -> tuple[Heads,
         (mixed, largest, total), _ = lax.scan(over_keys, start, blocks)
         return None, ((mixed / total[..., None]).astype(value.dtype), largest + jnp.log(total))
 
-    _, (mixed, log_total) = lax.scan(of_queries, None, _cut(query * scale, block))
+    _, (mixed, log_total) = lax.scan(of_queries, None, _cut(query, block))
     mixed = _join(mixed, query.shape[2])
     return mixed, (query, key, value, mixed, log_total)
 
 
 def _backward(block: int, saved: tuple[Array, ...], gradient: Heads) -> tuple[Heads, Heads, Heads]:
     query, key, value, mixed, log_total = saved
-    scale = 1 / math.sqrt(query.shape[-1])
     # What every weight's gradient has in common in a row: the sum over the row of weight times gradient.
     common = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
     if query.shape[2] <= block:
-        to_query, to_key, to_value = _gradients(
-            query * scale, key, value, gradient, common, log_total[..., None]
-        )
-        return (
-            (to_query * scale).astype(query.dtype),
-            to_key.astype(key.dtype),
-            to_value.astype(value.dtype),
-        )
+        to_query, to_key, to_value = _gradients(query, key, value, gradient, common, log_total[..., None])
+        return to_query.astype(query.dtype), to_key.astype(key.dtype), to_value.astype(value.dtype)
     blocks = (_cut(key, block), _cut(value, block), _bias(key.shape[2], block))
 
     def of_queries(sums: tuple[Array, Array], rows: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
@@ -101,10 +92,10 @@ def _backward(block: int, saved: tuple[Array, ...], gradient: Heads) -> tuple[He
             return to_q + more, (to_k, to_v)
 
         to_q, to_keys = lax.scan(over_keys, jnp.zeros(q.shape, jnp.float32), blocks)
-        return jax.tree.map(jnp.add, sums, to_keys), (to_q * scale).astype(query.dtype)
+        return jax.tree.map(jnp.add, sums, to_keys), to_q.astype(query.dtype)
 
     zeros = jnp.zeros(blocks[0].shape, jnp.float32)
-    rows = (_cut(query * scale, block), _cut(gradient, block), _cut(common, block), log_total)
+    rows = (_cut(query, block), _cut(gradient, block), _cut(common, block), log_total)
     (to_key, to_value), to_query = lax.scan(of_queries, (zeros, zeros), rows)
     n = query.shape[2]
     return _join(to_query, n), _join(to_key, n).astype(key.dtype), _join(to_value, n).astype(value.dtype)
@@ -138,19 +129,19 @@ def _bias(n: int, block: int) -> Float[Array, 'blocks m']:
 
 
 def _scores(queries: Array, keys: Array, bias: Array | float = 0.0) -> Array:
-    return _product('bhqc,bhkc->bhqk', queries, keys) + bias
+    return _product('bhqc,bhkc->bhqk', queries, keys) / math.sqrt(keys.shape[-1]) + bias
 
 
 def _gradients(
     q: Array, k: Array, v: Array, g: Array, common: Array, log_total: Array, bias: Array | float = 0.0
 ) -> tuple[Array, Array, Array]:
-    """Returns what a block of queries, scaled, and a block of keys give to the gradients by q, k and v."""
+    """Returns what a block of queries and a block of keys give to the gradients by q, k and v."""
     weights = jnp.exp(_scores(q, k, bias) - log_total)
-    to_scores = (weights * (_product('bhqc,bhkc->bhqk', g, v) - common)).astype(q.dtype)
+    to_products = weights * (_product('bhqc,bhkc->bhqk', g, v) - common) / math.sqrt(k.shape[-1])
     return (
-        _product('bhqk,bhkc->bhqc', to_scores, k),
-        _product('bhqk,bhqc->bhkc', to_scores, q),
-        _product('bhqk,bhqc->bhkc', weights.astype(g.dtype), g),
+        _product('bhqk,bhkc->bhqc', to_products, k),
+        _product('bhqk,bhqc->bhkc', to_products, q),
+        _product('bhqk,bhqc->bhkc', weights, g),
     )
 
 
