@@ -102,7 +102,7 @@ def test_memory_grows_with_the_tokens_not_with_their_square():
     assert temporary_bytes(8192, 'auto') == many
 
 
-@pytest.mark.parametrize(('dtype', 'within'), [('float32', 1e-5), ('bfloat16', 1e-2)])
+@pytest.mark.parametrize(('dtype', 'within'), [('float32', 1e-5), ('bfloat16', 5e-3)])
 @pytest.mark.parametrize(
     ('backend', 'tokens'),
     [

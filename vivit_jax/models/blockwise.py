@@ -29,7 +29,8 @@ LARGEST_BLOCK = 1024
 def blockwise(query: Heads, key: Heads, value: Heads, block: int = LARGEST_BLOCK) -> Heads:
     """Softmax attention, softmax(Q Kᵀ / √c) V (paper, equation 7), without the matrix of all weights.
 
-    Scores, statistics, weights, their gradients and what is summed up over blocks are float32, whatever the inputs.
+    Scores, statistics, weights and their gradients, what is summed up over blocks, and the mixed values that are kept
+    for the backward pass are float32, whatever the inputs.
 
     Args:
         query: Queries, float32 or bfloat16.
@@ -49,8 +50,8 @@ def _forward(query: Heads, key: Heads, value: Heads, block: int) -> tuple[Heads,
         largest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = weights.sum(axis=-1, keepdims=True)
-        mixed = (_product('bhqk,bhkc->bhqc', weights, value) / total).astype(value.dtype)
-        return mixed, (query, key, value, mixed, (largest + jnp.log(total))[..., 0])
+        mixed = _product('bhqk,bhkc->bhqc', weights, value) / total
+        return mixed.astype(value.dtype), (query, key, value, mixed, (largest + jnp.log(total))[..., 0])
     blocks = (_cut(key, block), _cut(value, block), _bias(key.shape[2], block))
 
     def of_queries(_: None, queries: Array) -> tuple[None, tuple[Array, Array]]:
@@ -67,17 +68,17 @@ def _forward(query: Heads, key: Heads, value: Heads, block: int) -> tuple[Heads,
         rows = queries.shape[:-1]
         start = (jnp.zeros(queries.shape, jnp.float32), jnp.full(rows, -jnp.inf), jnp.zeros(rows))
         (mixed, largest, total), _ = lax.scan(over_keys, start, blocks)
-        return None, ((mixed / total[..., None]).astype(value.dtype), largest + jnp.log(total))
+        return None, (mixed / total[..., None], largest + jnp.log(total))
 
     _, (mixed, log_total) = lax.scan(of_queries, None, _cut(query, block))
     mixed = _join(mixed, query.shape[2])
-    return mixed, (query, key, value, mixed, log_total)
+    return mixed.astype(value.dtype), (query, key, value, mixed, log_total)
 
 
 def _backward(block: int, saved: tuple[Array, ...], gradient: Heads) -> tuple[Heads, Heads, Heads]:
     query, key, value, mixed, log_total = saved
     # What every weight's gradient has in common in a row: the sum over the row of weight times gradient.
-    common = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    common = jnp.sum(gradient.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
     if query.shape[2] <= block:
         to_query, to_key, to_value = _gradients(query, key, value, gradient, common, log_total[..., None])
         return to_query.astype(query.dtype), to_key.astype(key.dtype), to_value.astype(value.dtype)
