@@ -24,6 +24,9 @@ from vivit_jax.models.vivit import ViViT, create_model
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS') or 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_default_matmul_precision', 'highest')
+# Most programs run once or twice, and take longer to compile than to run. Commands that tests start optimise as for
+# users, and so do files that take the fixture `optimised`.
+jax.config.update('jax_disable_most_optimizations', True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +51,14 @@ def nothing_compiled_is_kept() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope='module')
+def optimised() -> Iterator[None]:
+    """Machine code as users' programs have it, for all of a file."""
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 GOLDEN = Path(__file__).parent / 'golden' / 'scenic'

@@ -15,6 +15,8 @@ from vivit_jax.models.encoder import REMATS
 from vivit_jax.models.vivit import create_model
 from vivit_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 
 class Device:
     """Of a kind that is not here."""

@@ -19,6 +19,8 @@ from vivit_jax.models.vivit import create_model
 from vivit_jax.optimizer import create_optimizer, learning_rate_schedule
 from vivit_jax.train_step import TrainState, create_state, micro_batches, train_step
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 # Both sides compute in float32 but sum in another order, which turns the last bits of a number near 1 (6e-8 each;
 # seen: 4e-7 in losses and norms, 1.2e-7 in parameters). The steps move parameters by more than 1e-2.
 TOLERANCE = 1e-6
