@@ -24,8 +24,8 @@ from vivit_jax.models.vivit import ViViT, create_model
 jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS') or 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_default_matmul_precision', 'highest')
-# Most programs run once or twice, and take longer to compile than to run. Commands that tests start optimise as for
-# users, and so do files that take the fixture `optimised`.
+# Most programs run once or twice, and take longer to compile than to run. Optimised as for users are those of files
+# that take the fixture `optimised`, and of commands that tests start, unless told otherwise (`tiny.ENVIRONMENT`).
 jax.config.update('jax_disable_most_optimizations', True)
 
 

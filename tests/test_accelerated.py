@@ -12,8 +12,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from vivit_jax import sharding
 from vivit_jax.models import accelerated
 
-pytestmark = pytest.mark.usefixtures('optimised')
-
 CPU = types.SimpleNamespace(platform='cpu', device_kind='cpu')
 AMD = types.SimpleNamespace(platform='gpu', device_kind='MI300X', compute_capability='gfx942')
 V100 = types.SimpleNamespace(platform='gpu', device_kind='V100', compute_capability='7.0')

@@ -20,6 +20,8 @@ from vivit_jax.evaluate import to_float
 from vivit_jax.formats import own, vivit_torch
 from vivit_jax.formats.weights import RUNTIME
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
     'num_layers': 1,
