@@ -166,7 +166,7 @@ def test_counts_are_those_of_the_program(equations, settings):
     params = jax.eval_shape(model.init, jax.random.key(0), video)
     jaxpr = jax.make_jaxpr(everything(model))(params, video)
     assert multiply_adds(model, SMALL_CLIP) == products(equations, jaxpr)
-    assert multiply_adds(model, SMALL_CLIP, logits_alone=True) == products(
+    assert multiply_adds(model, SMALL_CLIP, logits_alone=True, train=False) == products(
         equations, needed(jax.make_jaxpr(model.apply)(params, video))
     )
     assert parameters(model, SMALL_CLIP) == sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -195,6 +195,14 @@ def test_xla_leaves_out_what_no_logit_depends_on(attention):
     counted = logits.lower(params, video).compile().cost_analysis()['flops'] / 2
     assert 1.0 < counted / multiply_adds(model, SMALL_CLIP, logits_alone=True) < 1.05
     assert counted < 0.9 * multiply_adds(model, SMALL_CLIP)
+
+
+def test_training_with_dropout_leaves_nothing_out():
+    model, dropping = (create_model(5, **SMALL, classifier='token', dropout_rate=rate) for rate in (0.0, 0.1))
+    alone = multiply_adds(model, SMALL_CLIP, logits_alone=True)
+    assert alone < multiply_adds(model, SMALL_CLIP)
+    assert multiply_adds(dropping, SMALL_CLIP, logits_alone=True) == multiply_adds(model, SMALL_CLIP)
+    assert multiply_adds(dropping, SMALL_CLIP, logits_alone=True, train=False) == alone
 
 
 def test_a_clip_that_does_not_fit():

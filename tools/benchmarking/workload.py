@@ -98,8 +98,11 @@ class Workload:
 
     def flops(self) -> dict[str, float]:
         """Returns the floating-point operations of a step forward and of a training step, counted by formula."""
-        once = self.batch * multiply_adds(self.make_model(), self.clip, logits_alone=True)
-        return {'forward': FORWARD_FLOPS * once, 'train': TRAIN_FLOPS * once}
+        forward, train = (
+            self.batch * multiply_adds(self.make_model(), self.clip, logits_alone=True, train=train)
+            for train in (False, True)
+        )
+        return {'forward': FORWARD_FLOPS * forward, 'train': TRAIN_FLOPS * train}
 
     def parameters(self) -> int:
         """Returns the number of parameters, counted by formula."""

@@ -9,7 +9,9 @@ from vivit_jax.models.patterns import pattern_of
 from vivit_jax.models.vivit import ViViT, reads_first
 
 
-def multiply_adds(model: ViViT, clip: tuple[int, int, int, int], *, logits_alone: bool = False) -> int:
+def multiply_adds(
+    model: ViViT, clip: tuple[int, int, int, int], *, logits_alone: bool = False, train: bool = True
+) -> int:
     """Counts the multiply-adds of one forward pass over one clip, as the paper's GFLOPs do (table 2).
 
     Counted are the matrix products: embedding, projections, attention, MLPs and heads. A token costs 4 d² in
@@ -21,6 +23,7 @@ def multiply_adds(model: ViViT, clip: tuple[int, int, int, int], *, logits_alone
         clip: `(frames, height, width, channels)`.
         logits_alone: Leaves out what a compiled program leaves out that returns nothing but logits: all tokens of the
             last block that are not classified.
+        train: Whether that is a training step's, which with dropout leaves nothing out.
 
     Returns:
         Multiply-adds; twice as many floating-point operations. A training step takes about three times as
@@ -33,7 +36,7 @@ def multiply_adds(model: ViViT, clip: tuple[int, int, int, int], *, logits_alone
     embedding = math.prod(grid) * math.prod(model.tubelet) * clip[3] * model.width
     encoders = sum(times * layers * _block(model, part) for times, layers, part in _encoders(model, grid))
     if logits_alone:
-        encoders -= sum(times * _unread(model, part) for times, _, part in _encoders(model, grid))
+        encoders -= sum(times * _unread(model, part, train) for times, _, part in _encoders(model, grid))
     features = model.representation_size or model.width
     head = model.width * model.representation_size + features * model.num_classes
     return embedding + encoders + head
@@ -81,9 +84,9 @@ def _encoders(model: ViViT, grid: Grid) -> list[tuple[int, int, Grid]]:
     return [spatial, temporal] if model.temporal_layers else [spatial]
 
 
-def _unread(model: ViViT, grid: Grid) -> int:
+def _unread(model: ViViT, grid: Grid, train: bool) -> int:
     """Multiply-adds of the last block that nothing depends on: queries on, all of them but the first token's."""
-    if not reads_first(model, train=True):
+    if not reads_first(model, train=train):
         return 0
     tokens, d = math.prod(grid) + _num_cls(model), model.width
     each = 2 * d**2 + 2 * d * tokens + (INPUTS[model.activation] + 1) * d * model.mlp_dim
