@@ -21,6 +21,8 @@ from vivit_jax.data.sampling import Order
 from vivit_jax.models.vivit import create_model
 from vivit_jax.train_step import TrainState, train_step
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 CHAIN = {
     'short_side': 0, 'crop': (12, 16), 'scale_jitter': (1.0, 1.0), 'flip': 0.5, 'colour_jitter': 0.8,
     'colour_drop': 0.2, 'randaugment_layers': 0, 'randaugment_magnitude': 0.0,
@@ -288,8 +290,30 @@ def test_nothing_to_do_is_said_before_data_is_opened(changes):
     experiment.check(settings(**changes, data__augment_on='host'))
 
 
+@pytest.mark.parametrize(
+    ('changes', 'left'),
+    [
+        ({}, []),
+        ({'data__flip': '0.5'}, []),  # too little to count
+        # A step would change all clips, for three of ten.
+        ({'data__flip': '0.5', 'data__colour_jitter': '0.3'}, []),
+        ({'data__flip': '0.5', 'data__colour_jitter': '0.6'}, ['flip', 'colour']),
+        (
+            {'data__colour_jitter': '0.8', 'data__colour_drop': '0.1', 'data__randaugment_layers': '2'},
+            ['colour', 'grey'],
+        ),
+        ({'data__colour_jitter': '0.8', 'data__volume_augment__flip': '0,0.5,0'}, []),
+    ],
+)
+def test_auto_leaves_colours_to_the_device_where_it_is_worth_it(changes, left):
+    config = settings(data__augment_on='auto', **changes)
+    experiment.check(config)
+    _, last = feeding.augmentation(config)
+    assert [each.entry for each in last] == left
+
+
 def test_other_mistakes():
-    with pytest.raises(ValueError, match=r"^data\.augment_on='gpu': choose one of host, device$"):
+    with pytest.raises(ValueError, match=r"^data\.augment_on='gpu': choose one of auto, host, device$"):
         experiment.check(settings(data__augment_on='gpu'))
     grey = np.zeros((2, 4, 4, 1), np.uint8)
     for transform in (transforms.ColourJitter(probability=0.5), transforms.ColourDrop(probability=0.5)):

@@ -115,10 +115,11 @@ def _model() -> ConfigDict:
     model.activation = 'gelu_tanh'  # gelu_tanh | gelu_exact | geglu (gated by a GELU, tanh)
     model.norm_epsilon = 1e-6  # of LayerNorm, added to the variance
     model.final_norm = True  # LayerNorm at the end of an encoder
-    # What computes attention, to rounding the same: auto | xla (all weights in memory) | blockwise (memory grows
-    # with the tokens, not with their square) | cudnn (GPUs, bfloat16) | flash (TPUs)
+    # What computes attention, to rounding the same: auto | xla (all weights in memory) | blockwise (at most those
+    # of 1,024 tokens at once) | cudnn (GPUs, bfloat16) | flash (TPUs)
     model.attention_backend = 'auto'
-    model.scan_layers = False  # blocks as a scan: fsdp, and remat on CPUs, need it; slower steps on CPUs
+    # Blocks as a scan: fsdp, and remat on CPUs, save memory with it alone. Slower steps on CPUs.
+    model.scan_layers = False
     # What the backward pass computes anew, for less memory: none | attention | dots (all but products with
     # parameters) | block (everything)
     model.remat = 'none'

@@ -45,9 +45,9 @@ def data_defaults() -> ConfigDict:
     data.randaugment_magnitude = 0.0  # their strength, 0 to 10 as in the original, more as in the paper
     # where flip, colour_jitter and colour_drop are computed, from the same draws: host (the threads that read) |
     # device (in the training step, to a grey level the same; what RandAugment or volume_augment follows stays on the
-    # host). Colours of 32x224x224 take a thread 30 to 40 ms a clip, as much as reading it: device where steps wait
-    # for data. On a CPU it is the same cores' work either way (tools/benchmark_augment.py measures both)
-    data.augment_on = 'host'
+    # host) | auto (device from colour_jitter=0.6 on, where it would be less work on the same cores: on the host a
+    # clip of 32x224x224 whose colours change takes 40 to 85 ms, in a step any clip half of that)
+    data.augment_on = 'auto'
     data.threads = 8  # threads that read and augment, in each worker
     data.workers = 0  # processes that read and augment beside this one; 0: none, threads suffice
     data.prefetch = 2  # batches that lie ready on the device

@@ -84,7 +84,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     'data.on_bad_video': ('skip', 'error'),
     'data.sampling': SAMPLING,
     'data.short': ('repeat_last', 'loop'),
-    'data.augment_on': ('host', 'device'),
+    'data.augment_on': ('auto', 'host', 'device'),
     'training.loss': tuple(LOSSES),
     'training.on_nan': ON_NAN,
     'optimizer.train': TRAIN,
