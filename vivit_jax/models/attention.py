@@ -13,7 +13,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int
 
 from vivit_jax.models import accelerated
-from vivit_jax.models.blockwise import blockwise
+from vivit_jax.models.blockwise import blockwise, scaled_products
 
 # How tokens that do not attend to one another go apart, into the batch; and heads before the rest, in the same turn.
 FOLDS = {
@@ -111,7 +111,7 @@ def plain(query: Queries, key: Heads, value: Heads) -> Queries:
     What is divided by the sums over keys is the result, which is smaller than the weights as a rule. The weights stay
     float32: rounded, they and their gradients would no longer cancel where a softmax is peaked.
     """
-    scores = _scores(query, key)
+    scores = scaled_products(query, key)
     # The result does not depend on what is subtracted, so neither does its gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     mixed = jnp.einsum('bhqk,bhkc->bhqc', weights, value)
@@ -139,17 +139,11 @@ def weighed(
         The mixed values `[b heads q c]` in the compute dtype, and the weights `[b heads q n]` in float32,
         before dropout.
     """
-    weights = jax.nn.softmax(_scores(query, key), axis=-1)
+    weights = jax.nn.softmax(scaled_products(query, key), axis=-1)
     if watch:
         weights = watch(weights)
     dropped = drop(weights) if drop else weights
     return jnp.einsum('bhqk,bhkc->bhqc', dropped, value).astype(value.dtype), weights
-
-
-def _scores(query: Queries, key: Heads) -> Weights:
-    """Returns Q Kᵀ / √c in float32; scaled queries would be rounded once more."""
-    products = jnp.einsum('bhqc,bhkc->bhqk', query, key, preferred_element_type=jnp.float32)
-    return products / math.sqrt(query.shape[-1])
 
 
 class HeadProjection(nn.Module):
